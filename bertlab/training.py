@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'make_optimizers', 'TrainConfig', 'lr_at', 'Task', 'save_checkpoint', 'checkpoints', 'load_checkpoint',
-           'Diverged', 'Interrupted', 'fit', 'pick_device', 'versions', 'run_record']
+           'Diverged', 'Interrupted', 'fit', 'claim_run', 'pick_device', 'versions', 'run_record']
 
 # %% ../nbs/07_training.ipynb #54fab2f3
 import contextlib
@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .core import BertlabError, atomic_path, digest, read_json
+from .core import BertlabError, atomic_path, digest, read_json, write_json
 
 # %% ../nbs/07_training.ipynb #f06330aa
 def _groups(model: nn.Module) -> "tuple[list, list, list]":  # hidden matrices, embeddings, vectors
@@ -363,6 +363,22 @@ def fit(
                     break
     task.model.eval()
     return run.state["history"]
+
+# %% ../nbs/07_training.ipynb #a48f0f94
+def claim_run(
+    folder: "str | Path",  # where the run lives
+    settings: dict,  # everything that decides its outcome, JSON-able
+) -> "dict | None":  # the record of a run that is done; None if there is work to do
+    "Take a folder for a run, or find the run in it."
+    folder = Path(folder)
+    settings = json.loads(json.dumps(settings))  # as they come back from a file: tuples are lists
+    if not (folder / "config.json").is_file():
+        write_json(folder / "config.json", settings)
+    known = read_json(folder / "config.json")
+    if known != settings:
+        differ = sorted(k for k in known.keys() | settings.keys() if known.get(k) != settings.get(k))
+        raise BertlabError(f"holds a run with other settings ({', '.join(differ)})", folder, remedy="Choose another folder, or delete this one")
+    return read_json(folder / "record.json") if (folder / "record.json").is_file() else None
 
 # %% ../nbs/07_training.ipynb #3f6a856d
 def pick_device() -> torch.device:
