@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['MODEL_FORMAT', 'MODEL_FILES', 'PICKLES', 'MaskedLM', 'mlm_loss', 'mlm_metrics', 'mlm_summary', 'evaluating',
-           'evaluate_mlm', 'unigram_baseline', 'encode_masked', 'fill_mask', 'write_model', 'save_model',
-           'read_weights', 'read_config', 'read_model', 'encoder_config', 'check_vocabulary', 'build_model',
-           'load_model']
+           'evaluate_mlm', 'unigram_baseline', 'encode_masked', 'fill_mask', 'write_model', 'check_vocabulary',
+           'save_model', 'read_weights', 'read_config', 'read_model', 'encoder_config', 'build_model', 'load_model']
 
 # %% ../nbs/06_mlm.ipynb #0bba9cf6
 import contextlib
@@ -23,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from .bpe import MASK_ID, load_tokenizer, save_tokenizer
+from .bpe import MASK_ID, load_tokenizer, save_tokenizer, tokenizer_digest
 from .core import BertlabError, atomic_path, read_json, write_json
 from .encoder import Encoder, EncoderConfig
 from .masking import MaskedBatch
@@ -179,9 +178,22 @@ def write_model(
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with atomic_path(folder) as aside:
         aside.mkdir()
-        write_json(aside / "config.json", {"kind": kind, "format": MODEL_FORMAT, "config": config, "extra": extra or {}})
+        saved = {"kind": kind, "format": MODEL_FORMAT, "tokenizer": tokenizer_digest(tokenizer), "config": config, "extra": extra or {}}
+        write_json(aside / "config.json", saved)
         save_file(weights, aside / "model.safetensors")
         save_tokenizer(tokenizer, aside / "tokenizer.json")
+
+# %% ../nbs/06_mlm.ipynb #c8dd6885
+def check_vocabulary(
+    config: EncoderConfig,
+    tokenizer: Tokenizer,
+    path: "str | Path",  # where they are, or shall be
+):
+    "Refuse a tokenizer whose tokens are not the rows of the embedding table."
+    size = tokenizer.get_vocab_size()
+    if size != config.vocab_size:
+        problem = f"the tokenizer has {size} tokens, the model {config.vocab_size}"
+        raise BertlabError(problem, path, remedy="Take the tokenizer that the model was trained with")
 
 
 def save_model(
@@ -191,6 +203,7 @@ def save_model(
     extra: "dict | None" = None,  # anything worth knowing that JSON can write
 ):
     "Save a masked language model with its tokenizer."
+    check_vocabulary(model.config, tokenizer, folder)
     write_model(folder, "mlm", asdict(model.config), model, tokenizer, extra)
 
 # %% ../nbs/06_mlm.ipynb #75a43354
@@ -219,30 +232,34 @@ def read_weights(
 def read_config(
     path: Path,  # a model's config.json
     kind: str,  # what the model must be
-) -> dict:  # what the model is built from
-    "The config of a saved model, checked: its kind, its format, and no key that is not known."
+) -> dict:
+    "The config.json of a saved model, checked: its kind, its format, and no key that is not known."
     saved = read_json(path)
     if not isinstance(saved, dict) or not isinstance(saved.get("config"), dict):
         raise BertlabError("is not the config of a bertlab model", path, remedy="Give the folder that bertlab saved")
-    unknown = sorted(set(saved) - {"kind", "format", "config", "extra"})
+    unknown = sorted(set(saved) - {"kind", "format", "tokenizer", "config", "extra"})
     if unknown:
         raise BertlabError(f"has a key that bertlab does not know ('{unknown[0]}')", path, remedy="Remove the key, or save the model again")
     if saved.get("kind") != kind:
         raise BertlabError(f"is a model of kind '{saved.get('kind')}', not '{kind}'", path)
     if saved.get("format") != MODEL_FORMAT:
         raise BertlabError(f"is of format {saved.get('format')}, this bertlab reads {MODEL_FORMAT}", path, remedy="Use the bertlab that saved it")
-    return saved["config"]
+    return saved
 
-
+# %% ../nbs/06_mlm.ipynb #ab06c590
 def read_model(
     folder: "str | Path",  # what `write_model` wrote
     kind: str,  # what the model must be
-) -> "tuple[dict, dict[str, Tensor], Tokenizer]":
-    "The config, the weights and the tokenizer of a saved model."
+) -> "tuple[dict, dict[str, Tensor], Tokenizer]":  # config, weights, tokenizer
+    "The parts of a saved model, when they belong together."
     folder = Path(folder)
     if not folder.is_dir():
         raise BertlabError("no such folder", folder, remedy="Give the folder of a saved model")
-    return read_config(folder / "config.json", kind), read_weights(folder / "model.safetensors"), load_tokenizer(folder / "tokenizer.json")
+    saved, path = read_config(folder / "config.json", kind), folder / "tokenizer.json"
+    weights, tokenizer = read_weights(folder / "model.safetensors"), load_tokenizer(path)
+    if tokenizer_digest(tokenizer) != saved.get("tokenizer"):
+        raise BertlabError("is not the tokenizer that was saved with the model", path, remedy="Take all three files from the same model")
+    return saved["config"], weights, tokenizer
 
 # %% ../nbs/06_mlm.ipynb #f8604875
 def encoder_config(
@@ -255,18 +272,6 @@ def encoder_config(
     except (TypeError, BertlabError) as e:
         problem = str(e).replace("EncoderConfig.__init__() ", "").rstrip(".")
         raise BertlabError(f"is not an encoder's config ({problem})", path, remedy="Correct it, or save the model again") from None
-
-
-def check_vocabulary(
-    config: EncoderConfig,
-    tokenizer: Tokenizer,
-    path: "str | Path",  # where the tokenizer came from
-):
-    "Refuse a tokenizer whose tokens are not the rows of the embedding table."
-    size = tokenizer.get_vocab_size()
-    if size != config.vocab_size:
-        problem = f"has {size} tokens, the model was trained with {config.vocab_size}"
-        raise BertlabError(problem, path, remedy="Take the tokenizer that was saved with the model")
 
 # %% ../nbs/06_mlm.ipynb #cd93d31d
 def build_model(
