@@ -47,7 +47,8 @@ class MaskingConfig:
         if not 0 < self.rate <= 1:
             raise BertlabError(f"a masking rate of {self.rate} is not between 0 and 1", remedy="BERT uses 0.15")
         if not (self.mask >= 0 and self.random >= 0 and self.mask + self.random <= 1 + 1e-9):
-            raise BertlabError(f"{self.mask} masked and {self.random} random are not two parts of 1", remedy="BERT uses 0.8 and 0.1")
+            problem = f"{self.mask} masked and {self.random} random are not two parts of 1"
+            raise BertlabError(problem, remedy="BERT uses 0.8 and 0.1")
         if self.strategy not in STRATEGIES:
             raise BertlabError(f"no masking strategy is called '{self.strategy}'", remedy=f"Choose from {', '.join(STRATEGIES)}")
         if self.repeats < 1:
@@ -111,7 +112,8 @@ def mask_batch(
 ) -> MaskedBatch:
     "Hide some tokens of every sentence: a pure function of (seed, epoch, sentence), on the device of the batch."
     if vocab_size <= len(SPECIALS):
-        raise BertlabError(f"a vocabulary of {vocab_size} has no token to replace another", remedy="Train the tokenizer on more text")
+        problem = f"a vocabulary of {vocab_size} has no token to replace another"
+        raise BertlabError(problem, remedy="Train the tokenizer on more text")
     key = mix32(mix32(seed) ^ config.round(epoch))
     hashes = mix32(mix32(batch.index ^ key)[batch.layout.segment] ^ batch.layout.position)
     rows = smallest_rows(hashes, batch.layout, config.rate)

@@ -178,8 +178,8 @@ def write_model(
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with atomic_path(folder) as aside:
         aside.mkdir()
-        saved = {"kind": kind, "format": MODEL_FORMAT, "tokenizer": tokenizer_digest(tokenizer), "config": config, "extra": extra or {}}
-        write_json(aside / "config.json", saved)
+        saved = {"kind": kind, "format": MODEL_FORMAT, "tokenizer": tokenizer_digest(tokenizer)}
+        write_json(aside / "config.json", saved | {"config": config, "extra": extra or {}})
         save_file(weights, aside / "model.safetensors")
         save_tokenizer(tokenizer, aside / "tokenizer.json")
 
@@ -215,17 +215,17 @@ def read_weights(
 ) -> "dict[str, Tensor]":
     "The tensors of a safetensors file; a pickle, which could run any code, is refused unread."
     pickles = sorted(p.name for p in path.parent.iterdir() if p.suffix in PICKLES)
-    remedy = "Convert it to safetensors where you trust it"
+    danger, remedy = "and loading one can run any code", "Convert it to safetensors where you trust it"
     if not path.is_file():
         if pickles:
-            raise BertlabError(f"only a pickle is here ('{pickles[0]}'), and loading one can run any code", path.parent, remedy=remedy)
+            raise BertlabError(f"only a pickle is here ('{pickles[0]}'), {danger}", path.parent, remedy=remedy)
         raise BertlabError("no such file", path, remedy="Save the model again")
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as e:
         with open(path, "rb") as f:
             if f.read(4).startswith((b"PK\x03\x04", *(bytes([0x80, v]) for v in range(2, 6)))):
-                raise BertlabError("is a pickle under another name, and loading one can run any code", path, remedy=remedy) from None
+                raise BertlabError(f"is a pickle under another name, {danger}", path, remedy=remedy) from None
         raise BertlabError(f"is not a whole safetensors file ({e})", path, remedy="Copy or save the model again") from None
 
 # %% ../nbs/06_mlm.ipynb #407f14c6
@@ -239,11 +239,13 @@ def read_config(
         raise BertlabError("is not the config of a bertlab model", path, remedy="Give the folder that bertlab saved")
     unknown = sorted(set(saved) - {"kind", "format", "tokenizer", "config", "extra"})
     if unknown:
-        raise BertlabError(f"has a key that bertlab does not know ('{unknown[0]}')", path, remedy="Remove the key, or save the model again")
+        problem = f"has a key that bertlab does not know ('{unknown[0]}')"
+        raise BertlabError(problem, path, remedy="Remove the key, or save the model again")
     if saved.get("kind") != kind:
         raise BertlabError(f"is a model of kind '{saved.get('kind')}', not '{kind}'", path)
     if saved.get("format") != MODEL_FORMAT:
-        raise BertlabError(f"is of format {saved.get('format')}, this bertlab reads {MODEL_FORMAT}", path, remedy="Use the bertlab that saved it")
+        problem = f"is of format {saved.get('format')}, this bertlab reads {MODEL_FORMAT}"
+        raise BertlabError(problem, path, remedy="Use the bertlab that saved it")
     return saved
 
 # %% ../nbs/06_mlm.ipynb #ab06c590
@@ -258,7 +260,7 @@ def read_model(
     saved, path = read_config(folder / "config.json", kind), folder / "tokenizer.json"
     weights, tokenizer = read_weights(folder / "model.safetensors"), load_tokenizer(path)
     if tokenizer_digest(tokenizer) != saved.get("tokenizer"):
-        raise BertlabError("is not the tokenizer that was saved with the model", path, remedy="Take all three files from the same model")
+        raise BertlabError("is not the tokenizer that was saved with the model", path, remedy="Take all files from one model")
     return saved["config"], weights, tokenizer
 
 # %% ../nbs/06_mlm.ipynb #f8604875
@@ -271,7 +273,7 @@ def encoder_config(
         return EncoderConfig(**config)
     except (TypeError, BertlabError) as e:
         problem = str(e).replace("EncoderConfig.__init__() ", "").rstrip(".")
-        raise BertlabError(f"is not an encoder's config ({problem})", path, remedy="Correct it, or save the model again") from None
+        raise BertlabError(f"is not an encoder's config ({problem})", path, remedy="Save the model again") from None
 
 # %% ../nbs/06_mlm.ipynb #cd93d31d
 def build_model(

@@ -70,7 +70,8 @@ def test_a_sentence_wears_its_mask_in_any_company(lengths, config, seed, epoch, 
     batch = make(lengths, 500)
     sentences = batch.ids.split(lengths)
     order = random.sample(range(len(lengths)), random.randint(1, len(lengths)))
-    other = PackedBatch(torch.cat([sentences[i] for i in order]), Layout.from_lengths([lengths[i] for i in order]), torch.tensor(order))
+    layout = Layout.from_lengths([lengths[i] for i in order])
+    other = PackedBatch(torch.cat([sentences[i] for i in order]), layout, torch.tensor(order))
     here, there = mask_batch(batch, 500, config, seed, epoch), mask_batch(other, 500, config, seed, epoch)
     parts = here.inputs.split(lengths)
     assert torch.equal(there.inputs, torch.cat([parts[i] for i in order]))
@@ -113,8 +114,10 @@ def test_cuda_gives_the_same_integers(strategy):
         assert torch.equal(getattr(here, name), getattr(there, name).cpu())
 
 
-@pytest.mark.parametrize("wrong", [{"rate": 0.0}, {"rate": 1.1}, {"rate": float("nan")}, {"mask": -0.1}, {"mask": 0.9, "random": 0.2},
-                                   {"strategy": "none"}, {"repeats": 0}])
+@pytest.mark.parametrize("wrong", [
+    {"rate": 0.0}, {"rate": 1.1}, {"rate": float("nan")}, {"mask": -0.1}, {"mask": float("nan")}, {"mask": 0.9, "random": 0.2},
+    {"strategy": "none"}, {"repeats": 0},
+])
 def test_impossible_configs_are_refused(wrong):
     with pytest.raises(BertlabError):
         MaskingConfig(**wrong)

