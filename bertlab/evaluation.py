@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 
 from .core import BertlabError, atomic_path
-from .corpora import default_labelled, read_tweets
+from .docstrings import default_labelled
 from .text import near_duplicate_key
+from .tweets import read_tweets
 
 # %% ../nbs/09a_evaluation.ipynb #b1d74b12
 def classification_scores(
@@ -43,6 +44,10 @@ class Labelled:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def take(self, rows: np.ndarray) -> "Labelled":
+        "Only these rows, with the same classes."
+        return Labelled([self.texts[i] for i in rows], self.labels[rows], self.groups[rows], self.names)
 
 # %% ../nbs/09a_evaluation.ipynb #c5db7bfa
 def _column(frame: pd.DataFrame, names: "Sequence[str]", path) -> pd.Series:
@@ -84,15 +89,14 @@ def labelled(
     if labels.nunique() < 2:
         raise BertlabError("all texts have one label" if len(frame) else "there is no text", path, remedy="Add texts of another class")
     groups = frame["group"] if "group" in frame else texts.map(near_duplicate_key)
-    return Labelled(texts.tolist(), labels.map(names.index).to_numpy(np.int64), pd.factorize(groups)[0], names)
+    return Labelled(texts.tolist(), np.array(labels.map(names.index), dtype=np.int64), pd.factorize(groups)[0], names)
 
 # %% ../nbs/09a_evaluation.ipynb #25c378ac
 def tweet_inputs(
     tweets: pd.DataFrame,  # columns text and keyword, from `read_tweets`
 ) -> "list[str]":
     "What the classifier reads of a tweet: its keyword, a colon, its text."
-    keywords = tweets["keyword"].fillna("").str.replace("%20", " ")
-    return [f"{keyword} : {text}" if keyword else text for keyword, text in zip(keywords, tweets["text"])]
+    return [f"{keyword} : {text}" if keyword else text for keyword, text in zip(tweets["keyword"], tweets["text"])]
 
 
 def read_labelled(
@@ -107,7 +111,8 @@ def read_labelled(
         raise BertlabError("no such file", path, remedy="Give a CSV with the columns text and label, or 'default'")
     if {"keyword", "target"} <= set(_read_csv(path, nrows=0).columns):
         tweets = read_tweets(path)
-        return labelled(tweets.assign(text=tweet_inputs(tweets)), ["0", "1"], path)
+        names = ["ordinary", "disaster"]
+        return labelled(tweets.assign(text=tweet_inputs(tweets), label=[names[t] for t in tweets["target"]]), names, path)
     return labelled(_read_csv(path), path=path)
 
 

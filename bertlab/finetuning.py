@@ -238,7 +238,7 @@ class FinetuneTask(Task):
         valid: np.ndarray,  # the sentences to judge on, perhaps none
     ):
         self.model, self.config, self.inputs, self.depth = model, config, inputs, depth
-        self.labels, self.train, self.valid = torch.from_numpy(labels), train, valid
+        self.labels, self.train, self.valid = torch.tensor(labels), train, valid
         self.steps_per_epoch = -(-len(train) // config.batch_size)
 
     def batches(self, epoch: int, start: int = 0):
