@@ -259,7 +259,7 @@ def docstring_folder() -> Path:  # holds sentences.tsv and manifest.json
                     _write_docstrings(aside, libraries)
     return folder
 
-
+# %% ../nbs/00b_docstrings.ipynb #f128e024
 def docstrings() -> Iterator[tuple[str, str, str, str]]:  # (sentence, library, section, file)
     "The distinct sentences of all docstrings on this machine, always in the same order."
     rows = read_lines(docstring_folder() / "sentences.tsv")
@@ -269,8 +269,8 @@ def docstrings() -> Iterator[tuple[str, str, str, str]]:  # (sentence, library, 
         yield sentence, library, section, file
 
 # %% ../nbs/00b_docstrings.ipynb #418c8561
-_LIBRARY_NAME = re.compile(r"(?i:c?python|numpy|scipy|pandas|scikit[- ]?learn|sklearn|scikit|matplotlib|pyplot|pytorch|torch|rllib)"
-                           r"|\b(?i:np|pd|plt|mpl|ray)\b|\bRay(?=[A-Z])")
+_LIBRARY_NAME = re.compile(r"(?<![A-Za-z])(?:(?i:c?python|numpy|scipy|pandas|scikit|sklearn|matplotlib|pyplot|pytorch|torch|rllib)(?:[- ]learn)?"
+                           r"|(?i:np|pd|plt|mpl|ray)(?![a-z]))")
 
 
 def hide_library(

@@ -38,6 +38,8 @@ REPLACEMENTS: dict[str, str] = {  # one character -> what stands for it, applied
     **dict.fromkeys("‘’‚‛′‹›ʼ", "'"),
     **dict.fromkeys("“”„‟″«»", '"'),
     **dict.fromkeys("‐‑‒–—―−⁃", "-"),
+    **dict.fromkeys("‧・∙\u119e", "·"),  # the last is what NFKC makes of ㆍ, the middle dot of Korean keyboards
+    **dict.fromkeys("〜∼", "~"), "⁄": "/",
     "▁": "_",  # kept free: it marks the start of a word in the tokenizer
 }
 
