@@ -262,7 +262,7 @@ class WordEncoder:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        max_words: int = 1_000_000,  # forget all words when there are more than this, to bound the memory
+        max_words: int = 250_000,  # forget all words when there are more than this, to bound the memory
     ):
         self.max_words, self._table = max_words, _WordTable()
         self._tokenizer = Tokenizer.from_str(tokenizer.to_str())
@@ -277,8 +277,8 @@ class WordEncoder:
         "The token ids of all sentences, one after the other, and how many each has."
         if self._table.new or max(len(self._table), len(self._table.ids) // 8) > self.max_words:
             self._table = _WordTable()  # too large, or left incomplete by an interrupted call
-        found = [self._table.look_up(texts[i : i + 512]) for i in range(0, len(texts), 512)]  # few: they stay in the processor's cache
-        rows, n_words = [np.concatenate([np.zeros(0, np.int64), *arrays]) for arrays in zip(*found)] or [np.zeros(0, np.int64)] * 2
+        few = range(0, max(len(texts), 1), 512)  # so few texts at a time that their words stay in the processor's cache
+        rows, n_words = map(np.concatenate, zip(*(self._table.look_up(texts[i : i + 512]) for i in few)))
         self._table.fill(*_encode_words(self._tokenizer, self._begins, self._table.new))
         ids, ends = np.frombuffer(self._table.ids, np.int32), np.frombuffer(self._table.ends, np.int64)
         lengths = ends[rows + 1] - ends[rows]

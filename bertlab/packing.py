@@ -129,7 +129,8 @@ STALE = "Delete the folder; it is made again"
 def _checked_manifest(folder: Path, tokenizer: "Tokenizer | None") -> dict:
     "The manifest of a store, once its files agree with it."
     if not (folder / "manifest.json").is_file():
-        raise BertlabError("no token store here, or one that is not finished", folder, remedy="Build it (again): it goes on where it stopped")
+        problem = "no token store here, or one that is not finished"
+        raise BertlabError(problem, folder, remedy="Build it (again): it goes on where it stopped")
     manifest = read_json(folder / "manifest.json")
     try:
         itemsize = np.dtype(manifest["dtype"]).itemsize
@@ -145,7 +146,8 @@ def _checked_manifest(folder: Path, tokenizer: "Tokenizer | None") -> dict:
         if file_digest(path) != sums[name]:
             raise BertlabError("its checksum is not the manifest's: the file was damaged", path, remedy=STALE)
     if tokenizer is not None and made_with != tokenizer_digest(tokenizer):
-        raise BertlabError("this store was made with another tokenizer", folder, remedy="Choose the tokenizer it was made with, or build it again")
+        remedy = "Choose the tokenizer it was made with, or build it again"
+        raise BertlabError("this store was made with another tokenizer", folder, remedy=remedy)
     return manifest
 
 # %% ../nbs/02_packing.ipynb #ecbdfb76
@@ -278,7 +280,7 @@ def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
         yield chunk
 
 # %% ../nbs/02_packing.ipynb #4920a66d
-def _fill(texts: Iterable[str], tokenizer: Tokenizer, folder: Path, writers: list[StoreWriter], part_of, settings: dict, read: int):
+def _fill(texts: Iterable[str], tokenizer: Tokenizer, folder: Path, writers: list, part_of, settings: dict, read: int):
     "Encode texts, from number `read` on, into the writers; `part_of(text)` says into which."
     encoder = WordEncoder(tokenizer)
     with tqdm(desc="token store", unit=" sentences", unit_scale=True, initial=read) as bar:
@@ -326,8 +328,8 @@ def _write(texts: Iterable[str], tokenizer: Tokenizer, folder: Path, parts: list
 # %% ../nbs/02_packing.ipynb #411905f9
 def _build(texts, tokenizer: Tokenizer, folder: Path, parts: list[Path], part_of, max_len: int, meta) -> list[TokenStore]:
     "The stores `parts`: those that are there already, or new ones."
-    settings = {"format": 1, "tokenizer": tokenizer_digest(tokenizer), "vocab_size": tokenizer.get_vocab_size(), "max_len": max_len}
-    settings["meta"] = json.loads(json.dumps(meta))  # as it will be read back
+    settings = {"format": 1, "tokenizer": tokenizer_digest(tokenizer), "vocab_size": tokenizer.get_vocab_size()}
+    settings |= {"max_len": max_len, "meta": json.loads(json.dumps(meta))}  # as they will be read back
     try:
         with folder_lock(folder):
             if meta is None:
@@ -338,7 +340,8 @@ def _build(texts, tokenizer: Tokenizer, folder: Path, parts: list[Path], part_of
             return [TokenStore.open(part, tokenizer, reused) for part in parts]
     except OSError as e:
         problem = f"the token store cannot be written ({e.strerror or e})"
-        raise BertlabError(problem, folder, remedy="Free some disk space or choose another folder, then start again: it goes on") from e
+        remedy = "Free some disk space or choose another folder, then start again: it goes on where it stopped"
+        raise BertlabError(problem, folder, remedy=remedy) from e
 
 # %% ../nbs/02_packing.ipynb #670984e1
 def build_store(

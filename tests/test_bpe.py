@@ -16,11 +16,12 @@ from bertlab.text import normalize
 
 TEXTS = [
     "The gradient is computed at masked positions only.", "텐서의 모양을 확인하세요.", "텐서를 저장하지 못했습니다",
-    "a banana, a bandana, an anaconda 🙂", "naïve café — “quoted” words…", "aaaa aaa aa a", "x = [mask] + 1",
+    "a banana, a bandana, an anaconda 🙂", "naïve café — “quoted” words…", "aaaa aaa aa a",
 ]
 # what Python and `tokenizers` surely agree on: both know every character of Unicode 3.2; a lone surrogate is no text
 OLD = st.characters(exclude_categories=["Cs", "Cn"]).filter(lambda c: unicodedata.ucd_3_2_0.category(c) != "Cn")
-ANY_TEXT = st.one_of(st.text(OLD), st.lists(st.sampled_from([" ", "\t", "\u00ad", "\u200b", "▁", "[MASK]", "Σ", "한", "e\u0301", "ﬁ", "½", "\u00a8"])).map("".join))
+ODD = [" ", "\t", "\u00ad", "\u200b", "▁", "[MASK]", "Σ", "한", "e\u0301", "ﬁ", "½", "\u00a8"]
+ANY_TEXT = st.one_of(st.text(OLD), st.lists(st.sampled_from(ODD)).map("".join))
 
 
 @pytest.fixture(scope="module")

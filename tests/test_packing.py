@@ -63,7 +63,7 @@ def test_a_batch_is_its_sentences(data):
 
 
 @settings(deadline=None, max_examples=30)
-@given(texts=st.lists(st.sampled_from(["", " ", "many words", "한국어", "龍", *SENTENCES[:5]]), min_size=1, max_size=12), max_len=st.integers(1, 12))
+@given(st.lists(st.sampled_from(["", " ", "many words", "한국어", "龍", *SENTENCES[:5]]), min_size=1, max_size=12), st.integers(1, 12))
 def test_a_store_holds_what_the_tokenizer_says(tokenizer, tmp_path_factory, texts, max_len):
     expected = [tokenizer.encode(text).ids[:max_len] for text in texts]
     kept = [ids for ids in expected if ids]
@@ -112,11 +112,11 @@ packing.build_store(slow(), load_tokenizer(sys.argv[1]), sys.argv[2], meta={"cor
 
 
 def test_killed_and_resumed(tokenizer, tmp_path):
-    "kill -9 at some point, three times; then the store is the same to the last byte."
+    "kill -9 at some point, twice; then the store is the same to the last byte."
     save_tokenizer(tokenizer, tmp_path / "tokenizer.json")
     args = [sys.executable, "-c", BUILD, str(tmp_path / "tokenizer.json"), str(tmp_path / "store")]
     env = os.environ | {"TQDM_DISABLE": "1"}
-    for kill_at in (700, 1500, 3000):
+    for kill_at in (900, 2800):
         with subprocess.Popen([*args, "0.01"], stdout=subprocess.PIPE, text=True, env=env) as process:
             for line in process.stdout:
                 if int(line) >= kill_at:
