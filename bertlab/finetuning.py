@@ -53,6 +53,7 @@ class FinetuneConfig:
             raise BertlabError(f"freeze is {self.freeze!r}", remedy="Choose none, all, or how many of the last layers shall learn")
         if self.drop_layers < 0:
             raise BertlabError(f"drop_layers is {self.drop_layers}", remedy="Choose 0 or more")
+        train_config(self)  # refuses what the training loop cannot use
 
 # %% ../nbs/10_finetuning.ipynb #385f3cfb
 def train_config(
@@ -237,8 +238,8 @@ class FinetuneTask(Task):
         train: np.ndarray,  # the sentences to train on
         valid: np.ndarray,  # the sentences to judge on, perhaps none
     ):
-        self.model, self.config, self.inputs, self.depth = model, config, inputs, depth
-        self.labels, self.train, self.valid = torch.tensor(labels), train, valid
+        self.model, self.config, self.inputs, self.depth, self.train, self.valid = model, config, inputs, depth, train, valid
+        self.labels = torch.tensor(labels)
         self.steps_per_epoch = -(-len(train) // config.batch_size)
 
     def batches(self, epoch: int, start: int = 0):
@@ -256,11 +257,9 @@ class FinetuneTask(Task):
 
     def evaluate(self) -> "dict[str, float]":
         "The same for the sentences to judge on."
-        totals: "dict[str, float]" = {}
-        for index in length_batches(self.inputs.lengths[self.valid]) if len(self.valid) else []:
-            for name, value in self.loss(self.inputs.batch(self.valid[index]), 0)[1].items():
-                totals[name] = totals.get(name, 0) + float(value)
-        return self.scores(totals) if totals else {}
+        parts = length_batches(self.inputs.lengths[self.valid]) if len(self.valid) else []
+        sums = [self.loss(self.inputs.batch(self.valid[part]), 0)[1] for part in parts]
+        return self.scores({name: float(sum(s[name] for s in sums)) for name in sums[0]}) if sums else {}
 
 # %% ../nbs/10_finetuning.ipynb #f498e6c6
 def predict(
