@@ -30,8 +30,8 @@ from .core import BertlabError, file_digest, folder_lock, read_json, write_json
 from .text import split_of
 
 # %% ../nbs/02_packing.ipynb #fdfa93b5
-class Layout:
-    "Where each sentence lies in a flat tensor of tokens: sentence i is rows offsets[i] to offsets[i+1]."
+class _Spans:
+    "Offsets of sentences, where they are kept and how they are made."
 
     def __init__(
         self,
@@ -52,6 +52,17 @@ class Layout:
         offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
         np.cumsum(lengths, out=offsets[1:])
         return cls(torch.from_numpy(offsets).to(device), int(lengths.max(initial=0)), int(offsets[-1]))
+
+    def __len__(self) -> int:  # sentences
+        return len(self.offsets) - 1
+
+    def to(self, device, non_blocking=False) -> "Layout":
+        "The same layout on another device."
+        return type(self)(self.offsets.to(device, non_blocking=non_blocking), self.max_len, self.n_tokens)
+
+# %% ../nbs/02_packing.ipynb #48483c67
+class Layout(_Spans):
+    "Where each sentence lies in a flat tensor of tokens: sentence i is rows offsets[i] to offsets[i+1]."
 
     @cached_property
     def lengths(self) -> Tensor:  # int64 [s]
@@ -75,12 +86,6 @@ class Layout:
         place = torch.arange(self.max_len, device=self.offsets.device)
         mask = place < self.lengths[:, None]
         return torch.where(mask, self.offsets[:-1, None] + place, 0), mask
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def to(self, device, non_blocking=False) -> "Layout":
-        return Layout(self.offsets.to(device, non_blocking=non_blocking), self.max_len, self.n_tokens)
 
 # %% ../nbs/02_packing.ipynb #b5bd8e6f
 @dataclass(frozen=True, eq=False)
@@ -151,17 +156,14 @@ def _checked_manifest(folder: Path, tokenizer: "Tokenizer | None") -> dict:
     return manifest
 
 # %% ../nbs/02_packing.ipynb #ecbdfb76
+@dataclass(frozen=True, eq=False)
 class TokenStore:
     "Sentences as token ids on disk: opened as a memory map, read at random."
 
-    def __init__(
-        self,
-        ids: np.ndarray,  # unsigned [tokens]
-        offsets: np.ndarray,  # int64 [sentences + 1]
-        manifest: dict,  # counts and settings, see `build_store`
-        reused: bool = False,  # it was there already when it was to be built
-    ):
-        self.ids, self.offsets, self.manifest, self.reused = ids, offsets, manifest, reused
+    ids: np.ndarray  # unsigned [tokens]
+    offsets: np.ndarray  # int64 [sentences + 1]
+    manifest: dict  # counts and settings
+    reused: bool = False  # it was there already when it was to be built
 
     @classmethod
     def open(
@@ -171,11 +173,9 @@ class TokenStore:
         reused: bool = False,
     ) -> "TokenStore":
         "Open a store; a missing, damaged or foreign one raises a `BertlabError`."
-        folder = Path(folder)
-        manifest = _checked_manifest(folder, tokenizer)
-        ids = np.memmap(folder / "ids.bin", manifest["dtype"], "r")
-        offsets = np.memmap(folder / "offsets.bin", "<i8", "r")
-        return cls(ids.view(np.ndarray), offsets.view(np.ndarray), manifest, reused)
+        manifest = _checked_manifest(Path(folder), tokenizer)
+        maps = [np.memmap(Path(folder) / name, dtype, "r") for name, dtype in zip(FILES, (manifest["dtype"], "<i8"))]
+        return cls(*(m.view(np.ndarray) for m in maps), manifest, reused)
 
     def __len__(self) -> int:  # sentences
         return len(self.offsets) - 1
@@ -185,7 +185,7 @@ class TokenStore:
         "Tokens of all sentences together."
         return len(self.ids)
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:  # int64 [sentences]
         "Tokens of each sentence."
         return np.diff(self.offsets)
