@@ -132,26 +132,30 @@ class Features:
         values: Tensor,  # float32 [tokens, d]
         store: TokenStore,  # the sentences
     ):
-        self.values, self.offsets, self.lengths = values, store.offsets, store.lengths
+        self.values, self.offsets = values, store.offsets
 
     def batch(
         self,
         indices: np.ndarray,  # int [s], numbers of sentences
     ) -> PackedBatch:  # whose `ids` are hidden states [t, d]
         "These sentences, the shortest first."
-        indices = indices[np.argsort(self.lengths[indices], kind="stable")]
-        rows = concat_ranges(self.offsets[indices], self.lengths[indices])
-        return PackedBatch(self.values[torch.from_numpy(rows)], Layout.from_lengths(self.lengths[indices]), torch.from_numpy(indices))
+        lengths = self.offsets[indices + 1] - self.offsets[indices]
+        order = np.argsort(lengths, kind="stable")
+        indices, lengths = indices[order], lengths[order]
+        rows = torch.from_numpy(concat_ranges(self.offsets[indices], lengths))
+        return PackedBatch(self.values[rows], Layout.from_lengths(lengths), torch.from_numpy(indices))
 
 # %% ../nbs/10_finetuning.ipynb #7ae3cfe2
 def length_batches(
-    lengths: np.ndarray,  # int [s], tokens of each sentence
+    inputs: "TokenStore | Features",
+    index: np.ndarray,  # int [n], the sentences wanted
     tokens: int = 8192,  # of a batch, about
-) -> "list[np.ndarray]":
-    "All sentences, short ones with short ones, in batches of about so many tokens."
+) -> "list[np.ndarray]":  # places in `index`
+    "Short sentences with short ones, in batches of about so many tokens."
+    lengths = np.diff(inputs.offsets)[index]
     order = np.argsort(lengths, kind="stable")
     number = (np.cumsum(lengths[order]) - 1) // tokens
-    return np.split(order, np.flatnonzero(np.diff(number)) + 1)
+    return np.split(order, np.flatnonzero(np.diff(number)) + 1) if len(order) else []
 
 
 def encode_features(
@@ -163,9 +167,9 @@ def encode_features(
     device = next(encoder.parameters()).device
     values = torch.empty(store.n_tokens, encoder.config.d_model)
     with evaluating(encoder):
-        for index in length_batches(store.lengths):
+        for index in length_batches(store, np.arange(len(store))):
             batch = store.batch(index).to(device)
-            rows = concat_ranges(store.offsets[index], store.lengths[index])
+            rows = concat_ranges(store.offsets[index], store.offsets[index + 1] - store.offsets[index])
             values[torch.from_numpy(rows)] = encoder(batch.ids, batch.layout, stop=depth).float().cpu()
     return values
 
@@ -257,7 +261,7 @@ class FinetuneTask(Task):
 
     def evaluate(self) -> "dict[str, float]":
         "The same for the sentences to judge on."
-        parts = length_batches(self.inputs.lengths[self.valid]) if len(self.valid) else []
+        parts = length_batches(self.inputs, self.valid)
         sums = [self.loss(self.inputs.batch(self.valid[part]), 0)[1] for part in parts]
         return self.scores({name: float(sum(s[name] for s in sums)) for name in sums[0]}) if sums else {}
 
@@ -270,10 +274,10 @@ def predict(
 ) -> np.ndarray:  # float64 [s, classes]
     "The probability of each class for each sentence."
     device = next(model.parameters()).device
-    index = np.arange(len(inputs.lengths)) if index is None else index
+    index = np.arange(len(inputs.offsets) - 1) if index is None else index
     probabilities = np.empty((len(index), len(model.config["labels"])))
     with evaluating(model):
-        for part in length_batches(inputs.lengths[index]) if len(index) else []:
+        for part in length_batches(inputs, index):
             batch = inputs.batch(index[part]).to(device)
             probabilities[part] = class_probabilities(model(batch.ids, batch.layout, depth).double()).cpu().numpy()
     return probabilities
