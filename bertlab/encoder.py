@@ -138,14 +138,14 @@ class Encoder(nn.Module):
             x = x.index_select(0, rows)
         return self.norm(x) if stop is None else x
 
-# %% ../nbs/05_encoder.ipynb #244aa87d
+# %% ../nbs/05_encoder.ipynb #e9e961d1
 def n_parameters(
     model: nn.Module,  # any model
 ) -> int:
     "How many numbers the model learns; a table that two parts share counts once."
     return sum(p.numel() for p in model.parameters())
 
-
+# %% ../nbs/05_encoder.ipynb #6cca1e00
 def flops_per_token(
     config: EncoderConfig,  # the shape
     mean_len: float,  # tokens that a token looks at, on average
