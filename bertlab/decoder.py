@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NEVER_WRITTEN', 'DecoderLayer', 'DecoderCache', 'Decoder', 'Shifted', 'shift', 'CausalLM', 'Transformer',
-           'cross_attention', 'next_log_probs', 'write', 'greedy', 'sampler', 'length_penalty', 'beam_search',
+           'next_log_probs', 'write', 'greedy', 'sampler', 'length_penalty', 'beam_search', 'cross_attention',
            'LanguageModelTask']
 
 # %% ../nbs/11_decoder.ipynb #fe6e468b
@@ -238,25 +238,6 @@ class Transformer(nn.Module):
         hidden = self.decoder.step(self.encoder.embed(ids, cache.now), cache)
         return F.linear(hidden, self.encoder.embedding.weight)
 
-# %% ../nbs/11_decoder.ipynb #00a06ee1
-@torch.no_grad()
-def cross_attention(
-    model: Transformer,
-    source: Tensor,  # int64 [u]
-    source_layout: Layout,
-    target: Tensor,  # int64 [t], `Shifted.inputs`
-    target_layout: Layout,
-) -> "list[list[Tensor]]":  # a layer, a sentence: [h, i, j], how much target place i looks at source token j
-    "The maps of cross-attention, for looking at."
-    maps, look = [], lambda attention, args: maps.append(attention.weights(*args))
-    hooks = [layer.cross_attn.register_forward_pre_hook(look) for layer in model.decoder.layers]
-    try:
-        model(source, source_layout, target, target_layout)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return maps
-
 # %% ../nbs/11_decoder.ipynb #d99db527
 NEVER_WRITTEN = (PAD_ID, UNK_ID, CLS_ID, MASK_ID)
 
@@ -389,6 +370,25 @@ def beam_search(
         state.take(on)
         cache.take((on[:, None] * beams + parent[on]).flatten(), on)
     return _until_end(out), scores
+
+# %% ../nbs/11_decoder.ipynb #00a06ee1
+@torch.no_grad()
+def cross_attention(
+    model: Transformer,
+    source: Tensor,  # int64 [u]
+    source_layout: Layout,
+    target: Tensor,  # int64 [t], `Shifted.inputs`
+    target_layout: Layout,
+) -> "list[list[Tensor]]":  # a layer, a sentence: [h, i, j], how much target place i looks at source token j
+    "The maps of cross-attention, for looking at."
+    maps, look = [], lambda attention, args, kwargs: maps.append(attention.weights(*args, **kwargs))
+    hooks = [layer.cross_attn.register_forward_pre_hook(look, with_kwargs=True) for layer in model.decoder.layers]
+    try:
+        model(source, source_layout, target, target_layout)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return maps
 
 # %% ../nbs/11_decoder.ipynb #e07dcc1f
 class LanguageModelTask(Task):
