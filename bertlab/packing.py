@@ -157,25 +157,13 @@ def _checked_manifest(folder: Path, tokenizer: "Tokenizer | None") -> dict:
 
 # %% ../nbs/02_packing.ipynb #ecbdfb76
 @dataclass(frozen=True, eq=False)
-class TokenStore:
-    "Sentences as token ids on disk: opened as a memory map, read at random."
+class _Sentences:
+    "Many sentences as token ids, in memory or mapped into it."
 
     ids: np.ndarray  # unsigned [tokens]
     offsets: np.ndarray  # int64 [sentences + 1]
     manifest: dict  # counts and settings
     reused: bool = False  # it was there already when it was to be built
-
-    @classmethod
-    def open(
-        cls,
-        folder: "str | Path",  # what `build_store` made
-        tokenizer: "Tokenizer | None" = None,  # refuse a store that was made with another one
-        reused: bool = False,
-    ) -> "TokenStore":
-        "Open a store; a missing, damaged or foreign one raises a `BertlabError`."
-        manifest = _checked_manifest(Path(folder), tokenizer)
-        maps = [np.memmap(Path(folder) / name, dtype, "r") for name, dtype in zip(FILES, (manifest["dtype"], "<i8"))]
-        return cls(*(m.view(np.ndarray) for m in maps), manifest, reused)
 
     def __len__(self) -> int:  # sentences
         return len(self.offsets) - 1
@@ -189,6 +177,22 @@ class TokenStore:
     def lengths(self) -> np.ndarray:  # int64 [sentences]
         "Tokens of each sentence."
         return np.diff(self.offsets)
+
+# %% ../nbs/02_packing.ipynb #1f13dda4
+class TokenStore(_Sentences):
+    "Sentences as token ids on disk: opened as a memory map, read at random."
+
+    @classmethod
+    def open(
+        cls,
+        folder: "str | Path",  # what `build_store` made
+        tokenizer: "Tokenizer | None" = None,  # refuse a store that was made with another one
+        reused: bool = False,  # what the store shall say of itself
+    ) -> "TokenStore":
+        "Open a store; a missing, damaged or foreign one raises a `BertlabError`."
+        manifest = _checked_manifest(Path(folder), tokenizer)
+        maps = [np.memmap(Path(folder) / name, dtype, "r") for name, dtype in zip(FILES, (manifest["dtype"], "<i8"))]
+        return cls(*(m.view(np.ndarray) for m in maps), manifest, reused)
 
     def batch(
         self,
@@ -283,7 +287,8 @@ def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
 def _fill(texts: Iterable[str], tokenizer: Tokenizer, folder: Path, writers: list, part_of, settings: dict, read: int):
     "Encode texts, from number `read` on, into the writers; `part_of(text)` says into which."
     encoder = WordEncoder(tokenizer)
-    with tqdm(desc="token store", unit=" sentences", unit_scale=True, initial=read) as bar:
+    quiet = "TQDM_DISABLE" in os.environ  # which tqdm's notebook bar does not look at by itself
+    with tqdm(desc="token store", unit=" sentences", unit_scale=True, initial=read, disable=quiet) as bar:
         for number, chunk in enumerate(_chunks(islice(texts, read, None)), 1):
             ids, lengths = encoder.encode(chunk)
             part = np.fromiter(map(part_of, chunk), np.int8, len(chunk))
