@@ -134,8 +134,7 @@ STALE = "Delete the folder; it is made again"
 def _checked_manifest(folder: Path, tokenizer: "Tokenizer | None") -> dict:
     "The manifest of a store, once its files agree with it."
     if not (folder / "manifest.json").is_file():
-        problem = "no token store here, or one that is not finished"
-        raise BertlabError(problem, folder, remedy="Build it (again): it goes on where it stopped")
+        raise BertlabError("no token store here, or one that is not finished", folder, remedy="Build it: it goes on where it was")
     manifest = read_json(folder / "manifest.json")
     try:
         itemsize = np.dtype(manifest["dtype"]).itemsize
@@ -151,8 +150,7 @@ def _checked_manifest(folder: Path, tokenizer: "Tokenizer | None") -> dict:
         if file_digest(path) != sums[name]:
             raise BertlabError("its checksum is not the manifest's: the file was damaged", path, remedy=STALE)
     if tokenizer is not None and made_with != tokenizer_digest(tokenizer):
-        remedy = "Choose the tokenizer it was made with, or build it again"
-        raise BertlabError("this store was made with another tokenizer", folder, remedy=remedy)
+        raise BertlabError("this store was made with another tokenizer", folder, remedy="Choose that one, or build it again")
     return manifest
 
 # %% ../nbs/02_packing.ipynb #ecbdfb76
