@@ -55,8 +55,8 @@ def _column(frame: pd.DataFrame, names: "Sequence[str]", path) -> pd.Series:
     for name in names:
         if name in frame.columns:
             return frame[name]
-    has = ", ".join(map(str, frame.columns))
-    raise BertlabError(f"has no column {' or '.join(map(repr, names))} (it has {has})", path, remedy="Give a table with texts and their labels")
+    problem = f"has no column {' or '.join(map(repr, names))} (it has {', '.join(map(str, frame.columns))})"
+    raise BertlabError(problem, path, remedy="Give a table with texts and their labels")
 
 
 def _refuse(bad: pd.Series, problem: str, path):
@@ -87,7 +87,8 @@ def labelled(
     unknown = ~labels.isin(names)
     _refuse(unknown, f"the label {''.join(labels[unknown][:1])!r} is none of {', '.join(names)}", path)
     if labels.nunique() < 2:
-        raise BertlabError("all texts have one label" if len(frame) else "there is no text", path, remedy="Add texts of another class")
+        problem = "all texts have one label" if len(frame) else "there is no text"
+        raise BertlabError(problem, path, remedy="Add texts of another class")
     groups = frame["group"] if "group" in frame else texts.map(near_duplicate_key)
     return Labelled(texts.tolist(), np.array(labels.map(names.index), dtype=np.int64), pd.factorize(groups)[0], names)
 
@@ -121,7 +122,8 @@ def _read_csv(path: Path, **options) -> pd.DataFrame:
     try:
         return pd.read_csv(path, encoding="utf8", **options)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e:
-        raise BertlabError(f"is not a CSV in UTF-8 ({e})", path, remedy="Save it as CSV in UTF-8, with a line of column names") from None
+        problem = f"is not a CSV in UTF-8 ({str(e).strip()})"
+        raise BertlabError(problem, path, remedy="Save it as CSV in UTF-8, with a line of column names") from None
 
 # %% ../nbs/09a_evaluation.ipynb #5823b081
 def kfold(
@@ -209,7 +211,8 @@ def plot_confusion(
     part = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     ax.imshow(part, cmap="Blues", vmin=0, vmax=1)
     for (i, j), count in np.ndenumerate(counts):
-        ax.text(j, i, f"{count}\n{part[i, j]:.0%}", ha="center", va="center", fontsize=8, color="white" if part[i, j] > 0.55 else "#222222")
+        colour = "white" if part[i, j] > 0.55 else "#222222"
+        ax.text(j, i, f"{count}\n{part[i, j]:.0%}", ha="center", va="center", fontsize=8, color=colour)
     ax.set(xlabel="predicted", ylabel="true", xticks=range(len(names)), yticks=range(len(names)), yticklabels=names)
     many = len(names) > 3
     ax.set_xticklabels(names, rotation=30 if many else 0, ha="right" if many else "center")
@@ -226,8 +229,9 @@ def wrong_examples(
     predicted, names = probabilities.argmax(1), np.array(data.names)
     wrong = np.flatnonzero(predicted != data.labels)
     wrong = wrong[np.argsort(-probabilities.max(1)[wrong], kind="stable")][:top]
-    columns = {"label": names[data.labels[wrong]], "predicted": names[predicted[wrong]], "probability": probabilities.max(1)[wrong].round(3)}
-    return pd.DataFrame({**columns, "text": [data.texts[i] for i in wrong]})
+    labels = {"label": names[data.labels[wrong]], "predicted": names[predicted[wrong]]}
+    sure = probabilities.max(1)[wrong].round(3)
+    return pd.DataFrame({**labels, "probability": sure, "text": [data.texts[i] for i in wrong]})
 
 # %% ../nbs/09a_evaluation.ipynb #f0c565d6
 def write_submission(

@@ -50,7 +50,8 @@ class FinetuneConfig:
         object.__setattr__(self, "kernels", tuple(self.kernels))
         whole = isinstance(self.freeze, int) and not isinstance(self.freeze, bool) and self.freeze > 0
         if self.freeze not in ("none", "all") and not whole:
-            raise BertlabError(f"freeze is {self.freeze!r}", remedy="Choose none, all, or how many of the last layers shall learn")
+            remedy = "Choose none, all, or how many of the last layers shall learn"
+            raise BertlabError(f"freeze is {self.freeze!r}", remedy=remedy)
         if self.drop_layers < 0:
             raise BertlabError(f"drop_layers is {self.drop_layers}", remedy="Choose 0 or more")
         train_config(self)  # refuses what the training loop cannot use
@@ -74,7 +75,8 @@ def frozen_layers(
     if freeze == "all":
         return layers
     if freeze > layers:
-        raise BertlabError(f"freeze asks for {freeze} learning layers, the encoder has {layers}", remedy="Choose a smaller number, or none")
+        problem = f"freeze asks for {freeze} learning layers, the encoder has {layers}"
+        raise BertlabError(problem, remedy="Choose a smaller number, or none")
     return layers - freeze
 
 # %% ../nbs/10_finetuning.ipynb #13a75dfb
@@ -90,7 +92,8 @@ class Classifier(nn.Module):
         dropout: float = 0.5,
     ):
         super().__init__()
-        self.config = {"encoder": asdict(encoder), "labels": list(labels), "filters": filters, "kernels": list(kernels), "dropout": dropout}
+        head = {"filters": filters, "kernels": list(kernels), "dropout": dropout}
+        self.config = {"encoder": asdict(encoder), "labels": list(labels), **head}
         self.encoder = Encoder(encoder)
         self.head = CNNHead(encoder.d_model, len(labels), filters, tuple(kernels), dropout)
 
@@ -111,7 +114,8 @@ def build_classifier(
     "Put a fresh head on a copy of an encoder, without its last layers if so wished, and freeze what shall not learn."
     layers = encoder.config.layers - config.drop_layers
     if layers < 1:
-        raise BertlabError(f"drop_layers is {config.drop_layers}, the encoder has {encoder.config.layers}", remedy="Keep at least one layer")
+        problem = f"drop_layers is {config.drop_layers}, the encoder has {encoder.config.layers}"
+        raise BertlabError(problem, remedy="Keep at least one layer")
     depth = frozen_layers(config.freeze, layers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -305,7 +309,8 @@ def _check_labels(data: Labelled, train: np.ndarray):
     "Refuse labels that no head can learn."
     if data.labels.min(initial=0) < 0 or data.labels.max(initial=0) >= len(data.names):
         row = int(np.flatnonzero((data.labels < 0) | (data.labels >= len(data.names)))[0]) + 1
-        raise BertlabError(f"the label {data.labels[row - 1]} is not in 0..{len(data.names) - 1}", row=row, remedy="Correct the label or name its class")
+        problem = f"the label {data.labels[row - 1]} is not in 0..{len(data.names) - 1}"
+        raise BertlabError(problem, row=row, remedy="Correct the label or name its class")
     if len(np.unique(data.labels[train])) < 2:
         raise BertlabError("all texts to train on have one label", remedy="Add texts of another class")
 

@@ -59,8 +59,10 @@ def test_learns_and_reports(data, tokenizer, encoder):
     assert float(table.loc["majority class", "accuracy"]) < 0.7
 
 
-@pytest.mark.parametrize("row, problem", [({"text": "fire", "label": None}, "label is missing"), ({"text": " ", "label": "ordinary"}, "text is empty"),
-                                          ({"text": None, "label": "ordinary"}, "text is empty")])
+@pytest.mark.parametrize("row, problem", [
+    ({"text": "fire", "label": None}, "label is missing"), ({"text": " ", "label": "ordinary"}, "text is empty"),
+    ({"text": None, "label": "ordinary"}, "text is empty"),
+])
 def test_bad_row_is_named(tmp_path, row, problem):
     rows = [{"text": "big flood", "label": "disaster"}, {"text": "lunch", "label": "ordinary"}, row]
     with pytest.raises(BertlabError, match=problem) as error:
@@ -108,7 +110,7 @@ def test_broken_csv(tmp_path, content):
 
 
 def test_tweets_carry_keyword_and_names(tmp_path):
-    rows = [{"id": i, "keyword": "storm" if i % 2 else "", "location": "", "text": f"something {word}", "target": i % 2} for i, word in enumerate("abcd")]
+    rows = [{"id": i, "keyword": ["", "storm"][i % 2], "location": "", "text": f"something {w}", "target": i % 2} for i, w in enumerate("abcd")]
     data = read_labelled(write_csv(tmp_path / "train.csv", rows))
     assert data.names == ("ordinary", "disaster") and data.texts[:2] == ["something a", "storm : something b"]
 
@@ -129,7 +131,8 @@ def test_text_without_tokens_gets_an_answer(data, tokenizer, encoder):
 
 @pytest.mark.parametrize("wrong, problem", [
     (dict(freeze="most"), "freeze"), (dict(freeze=0), "freeze"), (dict(freeze=True), "freeze"), (dict(freeze=3), "encoder has 2"),
-    (dict(drop_layers=-1), "drop_layers"), (dict(drop_layers=2), "at least one layer"), (dict(kernels=()), "kernels"), (dict(lr=0.0), "lr"),
+    (dict(drop_layers=-1), "drop_layers"), (dict(drop_layers=2), "at least one layer"),
+    (dict(kernels=()), "kernels"), (dict(lr=0.0), "lr"),
     (dict(optimizer="sgd"), "optimizer"), (dict(batch_size=0), "batch_size"),
 ])
 def test_config_that_cannot_work(data, tokenizer, encoder, wrong, problem):
@@ -180,7 +183,8 @@ def test_frozen_part_runs_once(data, tokenizer, encoder, tmp_path, monkeypatch):
     cross_validate(encoder, tokenizer, data, kfold(data, 3), config, seeds=(0, 1), cache=cache)
     once = len(calls)
     assert once == 1  # all sentences fit one batch
-    cross_validate(encoder, tokenizer, data, kfold(data, 3), replace(config, filters=4), cache=FeatureCache(tmp_path))  # as another process would
+    another = FeatureCache(tmp_path)  # as another process would have
+    cross_validate(encoder, tokenizer, data, kfold(data, 3), replace(config, filters=4), cache=another)
     assert len(calls) == once
     with torch.no_grad():
         changed = Encoder(encoder.config)
