@@ -23,7 +23,7 @@ from pathlib import Path
 import joblib
 from tqdm.auto import tqdm
 
-from .core import atomic_path, cache_dir, digest, file_digest, folder_lock, read_json, write_json
+from .core import atomic_path, cache_dir, digest, file_digest, folder_lock, write_json
 from .text import near_duplicate_key, normalize, read_lines, split_sentences
 
 # %% ../nbs/00b_docstrings.ipynb #3ce0f3db
@@ -112,7 +112,8 @@ class _Prose:
     def enter(self, title: str, underlined: bool):
         "A section begins here."
         self.end()
-        self.section, self.underlined = _SECTIONS.get(title.rstrip(":").lower(), "Other" if underlined else self.section), underlined
+        self.section = _SECTIONS.get(title.rstrip(":").lower(), "Other" if underlined else self.section)
+        self.underlined = underlined
 
     def omit(self, indent: int):
         "What is indented deeper than this is left out."
@@ -269,8 +270,8 @@ def docstrings() -> Iterator[tuple[str, str, str, str]]:  # (sentence, library, 
         yield sentence, library, section, file
 
 # %% ../nbs/00b_docstrings.ipynb #418c8561
-_LIBRARY_NAME = re.compile(r"(?<![A-Za-z])(?:(?i:c?python|numpy|scipy|pandas|scikit|sklearn|matplotlib|pyplot|pytorch|torch|rllib)(?:[- ]learn)?"
-                           r"|(?i:np|pd|plt|mpl|ray)(?![a-z]))")
+_LIBRARY_NAME = re.compile(r"(?<![A-Za-z])(?:(?i:c?python|numpy|scipy|pandas|scikit|sklearn|matplotlib|pyplot|pytorch|torch"
+                           r"|rllib)(?:[- ]learn)?|(?i:np|pd|plt|mpl|ray)(?![a-z]))")
 
 
 def hide_library(

@@ -11,6 +11,7 @@ import io
 import json
 import tempfile
 from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,13 +31,14 @@ def _pairs(frame, folder: Path):
     "OPUS: a column `translation` that holds {en, ko}."
     tidy = lambda text: " ".join(text.split())
     rows = (f"{tidy(pair['ko'])}\t{tidy(pair['en'])}" for pair in frame["translation"])
-    _write_lines(folder / "pairs.tsv.zst", ("\t".join(["ko", "en"]), *rows))
+    _write_lines(folder / "pairs.tsv.zst", chain(["ko\ten"], rows))
 
 
 def _documents(frame, folder: Path):
     "The Pile: columns `text` and, mostly, `meta`."
     meta = frame["meta"] if "meta" in frame else [{}] * len(frame)
-    rows = (json.dumps({"text": text, "meta": m if isinstance(m, dict) else {}}, ensure_ascii=False) for text, m in zip(frame["text"], meta))
+    documents = ({"text": text, "meta": m if isinstance(m, dict) else {}} for text, m in zip(frame["text"], meta))
+    rows = (json.dumps(document, ensure_ascii=False) for document in documents)
     _write_lines(folder / "documents.jsonl.zst", rows)
 
 
@@ -84,7 +86,7 @@ def _download(corpus: HubCorpus, folder: Path) -> Path:
     except Exception as e:  # the hub's errors come from several libraries, and all mean the same here
         raise BertlabError(f"{corpus.repo} cannot be fetched ({type(e).__name__})",
                            remedy="Check the internet connection, or choose a corpus that is here: default, messages") from None
-    raise BertlabError(f"{corpus.repo} has no file {corpus.pattern}", remedy="Look at https://huggingface.co/datasets/" + corpus.repo)
+    raise BertlabError(f"{corpus.repo} has no file {corpus.pattern}", remedy=f"See https://huggingface.co/datasets/{corpus.repo}")
 
 # %% ../nbs/00e_fetching.ipynb #840f0363
 def _read_table(path: Path):

@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from hashlib import blake2b
-from itertools import chain
 from pathlib import Path
 
 import zstandard
@@ -63,7 +62,9 @@ def normalize(
     return " ".join(text.split())
 
 # %% ../nbs/00a_text.ipynb #ba53c9cb
-_SHORT = ["[A-Z]", "Mr|Dr|St|Ms|Lt|vs|al|cf", "Mrs|Gen|Col|Rev|Hon|Sen|Rep|Gov|Sgt|Fig|Vol|e\\.g|i\\.e|U\\.S", "Prof|Capt"]  # by length
+# abbreviations, those of one length together, as a lookbehind wants them
+_SHORT = ["[A-Z]", "Mr|Dr|St|Ms|Lt|vs|al|cf",
+          "Mrs|Gen|Col|Rev|Hon|Sen|Rep|Gov|Sgt|Fig|Vol|e\\.g|i\\.e|U\\.S", "Prof|Capt"]
 _NOT_SHORT = "".join(rf"(?<!\b(?:{names})\.\s)" for names in _SHORT)
 _OPENS = r"(?=[\"'(\[“‘]{0,2}[A-Z0-9À-Þ가-힣])"  # what may begin a sentence
 _BOUNDARY = re.compile(rf"\n\s*|\s(?:(?<=[.!?]\s){_NOT_SHORT}|(?<=[.!?][\"')\]”’]\s))\s*{_OPENS}")
@@ -178,7 +179,7 @@ def read_blocks(
         elif path.suffix == ".gz":
             try:
                 with gzip.open(file) as unzipped:
-                    yield from iter(partial(unzipped.read, 2**20), b"")
+                    yield from iter(partial(unzipped.read1, 2**20), b"")
             except (EOFError, OSError, zlib.error):
                 yield None
         else:
@@ -226,7 +227,7 @@ def read_lines(
     skipped: "Skipped | None" = None,  # count faults here and go on; without it, a fault raises a BertlabError
 ) -> Iterator[tuple[int, str]]:  # number of the line, from 1, and the line without its end
     "Stream the lines of a text file in bounded memory."
-    path, row = Path(path), 1
+    path, row, lines = Path(path), 1, b""
     fault = partial(_fault, skipped, path)
     for lines in _whole_lines(path):
         if lines is None:
@@ -236,5 +237,5 @@ def read_lines(
             if line is not None:
                 yield row, line.removeprefix("\ufeff").removesuffix("\r")
         row += 1
-    if row == 1:
+    if lines == b"" and row == 1:
         fault("the file is empty", row)

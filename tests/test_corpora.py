@@ -1,0 +1,354 @@
+"""Formats and faults of corpus files."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+import zipfile
+
+import openpyxl
+import pytest
+import zstandard
+
+from bertlab import corpora, docstrings, text, tweets
+from bertlab.core import BertlabError
+from bertlab.text import Skipped
+
+PAIRS = [(f"{i}번째 문장이다.", f"This is sentence {i}.") for i in range(12)]
+
+
+def fails(function, *parts):
+    "The message of the BertlabError that `function` raises; it is one line and holds all `parts`."
+    with pytest.raises(BertlabError) as caught:
+        function()
+    message = str(caught.value)
+    assert "\n" not in message and all(str(part) in message for part in parts), message
+    return message
+
+
+def press(content: bytes) -> bytes:
+    return zstandard.ZstdCompressor(write_checksum=True).compress(content)
+
+
+# ---------------------------------------------------------------- text files
+
+
+@pytest.mark.parametrize("wrap, ending", [(bytes, ".txt"), (gzip.compress, ".txt.gz"), (press, ".txt.zst")])
+def test_line_ends_and_byte_order_mark(tmp_path, wrap, ending):
+    path = tmp_path / f"a{ending}"
+    path.write_bytes(wrap("\ufeff하나\r\ntwo\r\n\r\nfour".encode()))
+    assert list(text.read_lines(path)) == [(1, "하나"), (2, "two"), (3, ""), (4, "four")]
+    assert list(corpora.read_text(path)) == ["하나", "two", "four"]
+
+
+def test_rows_are_right_across_blocks(tmp_path):
+    path = tmp_path / "long.txt"
+    lines = [f"{i} " + "글" * (i % 90) for i in range(40_000)]  # several blocks of 1 MB, cut inside characters
+    path.write_text("\n".join(lines) + "\n", encoding="utf8")
+    assert list(text.read_lines(path)) == list(enumerate(lines, 1))
+
+
+@pytest.mark.parametrize("content, parts", [
+    (b"", ["row 1", "the file is empty"]),
+    ("좋다\n싫다\n".encode("cp949"), ["row 1", "is not UTF-8", "CP949"]),
+    ("fine\n좋다".encode() + b"\n\xff\n", ["row 3", "is not UTF-8"]),
+    ("utf-16".encode("utf-16"), ["row 1", "NUL byte", "UTF-16"]),
+    (b"one\ntwo\nth\x00ree\n", ["row 3", "NUL byte"]),
+])
+def test_faults_name_file_row_and_remedy(tmp_path, content, parts):
+    path = tmp_path / "faulty.txt"
+    path.write_bytes(content)
+    fails(lambda: list(text.read_lines(path)), path, *parts)
+
+
+@pytest.mark.parametrize("ending, wrap", [(".txt", bytes), (".txt.zst", press)])
+def test_line_of_50_mb(tmp_path, ending, wrap):
+    path = tmp_path / f"a{ending}"
+    path.write_bytes(wrap(b"one\n" + b"x" * 50_000_000 + b"\nthree\n"))
+    fails(lambda: list(text.read_lines(path)), path, "row 2", "longer than 32 MB")
+    skipped = Skipped()
+    assert list(text.read_lines(path, skipped)) == [(1, "one"), (3, "three")]
+    assert sum(skipped.values()) == 1
+
+
+def test_missing_file(tmp_path):
+    fails(lambda: list(text.read_lines(tmp_path / "nowhere.txt")), "nowhere.txt", "no such file")
+    fails(lambda: list(text.read_lines(tmp_path)), "no such file")
+
+
+def test_compressed_data_cut_short(tmp_path):
+    content = "\n".join(f"line {i}" for i in range(100_000)).encode()
+    for ending, wrap in [(".txt.gz", gzip.compress), (".txt.zst", press)]:
+        path = tmp_path / f"a{ending}"
+        whole = wrap(content)
+        path.write_bytes(whole[: len(whole) // 2])
+        fails(lambda: list(text.read_lines(path)), path, "damaged or cut short")
+        skipped = Skipped()
+        read = list(text.read_lines(path, skipped))
+        assert sum(skipped.values()) == 1
+        if ending == ".txt.gz":  # zstd may hold back up to one block
+            assert len(read) > 1000
+    path = tmp_path / "not.txt.zst"
+    path.write_bytes(b"this is no zstd at all")
+    fails(lambda: list(text.read_lines(path)), path, "damaged or cut short")
+
+
+def test_long_window(tmp_path):
+    path = tmp_path / "a.txt.zst"
+    params = zstandard.ZstdCompressionParameters.from_level(3, window_log=27, enable_ldm=True)
+    content = b"".join(b"%d a line\n" % i for i in range(1_000_000))
+    path.write_bytes(zstandard.ZstdCompressor(compression_params=params).compressobj().compress(b""))
+    with open(path, "wb") as f, zstandard.ZstdCompressor(compression_params=params).stream_writer(f) as out:
+        out.write(content)
+    assert sum(1 for _ in text.read_lines(path)) == 1_000_000
+
+
+# ---------------------------------------------------------------- aligned pairs
+
+
+def test_pairs_in_any_column_order(tmp_path):
+    rows = "".join(f"{en}\tx\t {ko} \n" for ko, en in PAIRS)
+    for name, content in [("a.tsv", f"en\tnote\t ko\n{rows}"),
+                          ("b.tsv.zst", f"번역문\tnote\t원문\n{rows}"), ("c.tsv.gz", f"en\t\tko\n{rows}")]:
+        wrap = press if name.endswith("zst") else gzip.compress if name.endswith("gz") else bytes
+        (tmp_path / name).write_bytes(wrap(content.encode()))
+        assert list(corpora.read_pairs(tmp_path / name)) == PAIRS
+    assert len(list(corpora.open_corpus(tmp_path, lang="ko"))) == 3 * len(PAIRS)  # a folder of three
+
+
+def test_pairs_without_rows(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_text("ko\ten\n")
+    fails(lambda: list(corpora.open_corpus(path)), path, "holds no sentence")
+    path.write_text("ko\tfr\n안녕\tsalut\n")
+    fails(lambda: list(corpora.open_corpus(path)), path, "row 1", "번역문 or en", "'fr'")
+    path.write_bytes(b"")
+    fails(lambda: list(corpora.open_corpus(path)), path, "the file is empty")
+
+
+# ---------------------------------------------------------------- AI Hub
+
+LAYOUTS = {
+    "1_구어체(1)_200226": ["SID", "원문", "번역문"],
+    "2_대화체": ["대분류", "소분류", "상황", "Set Nr.", "발화자", "원문", "번역문"],
+    "3_문어체_뉴스(1)": ["ID", "날짜", "자동분류1", "자동분류2", "자동분류3", "URL", "언론사", "원문", "번역문"],
+    "4_문어체_한국문화": ["ID", "키워드", "원문", "번역문"],
+    "5_문어체_조례": ["ID", "지자체", " 원문", "번역문 "],
+    "6_문어체_지자체웹사이트": ["ID ", "지자체", "원문\n", "\t번역문"],
+}
+
+
+def write_workbook(path, header, pairs, first_id=1):
+    book = openpyxl.Workbook(write_only=True)
+    sheet = book.create_sheet("Sheet1")
+    sheet.append(header)
+    for i, (ko, en) in enumerate(pairs, first_id):
+        row = {"원문": ko, "번역문": en, "SID": i, "ID": i, "Set Nr.": i}
+        sheet.append([row.get(name.strip(), "…") for name in header])
+    book.create_sheet("Sheet2").append(["not", "this", "one"])
+    book.save(path)
+
+
+@pytest.fixture
+def aihub(tmp_path):
+    folder = tmp_path / "aihub"
+    folder.mkdir()
+    for k, (name, header) in enumerate(LAYOUTS.items()):
+        write_workbook(folder / f"{name}.xlsx", header, PAIRS[2 * k : 2 * k + 2])  # ids collide over files
+    return folder
+
+
+def test_aihub_all_layouts(aihub):
+    (aihub / "~$1_구어체(1)_200226.xlsx").write_bytes(b"a spreadsheet program's lock file")
+    skipped = Skipped()
+    assert list(corpora.read_aihub(aihub, skipped)) == PAIRS
+    assert not skipped
+    assert corpora.kind_of(aihub) == "aihub"
+    assert [tag for _, tag in corpora.open_corpus(aihub)] == ["ko", "en"] * len(PAIRS)
+
+
+def test_aihub_zipped(aihub):
+    before = corpora.open_corpus(aihub, lang="ko")
+    want = list(before)
+    for path in list(aihub.glob("*.xlsx"))[::2]:
+        with zipfile.ZipFile(path.with_suffix(".zip"), "w") as archive:
+            archive.write(path, "속/" + path.name)
+            archive.writestr("__MACOSX/._" + path.name, b"")
+        path.unlink()
+    beside = sorted(p.name for p in aihub.iterdir())
+    assert list(corpora.open_corpus(aihub, lang="ko")) == want
+    assert sorted(p.name for p in aihub.iterdir()) == beside  # nothing is unpacked
+    with zipfile.ZipFile(aihub / "7.zip", "w") as archive:
+        archive.writestr("readme.txt", "nothing")
+    fails(lambda: list(corpora.open_corpus(aihub)), "7.zip", "holds 0 workbooks")
+
+
+def test_aihub_odd_rows(tmp_path):
+    path = tmp_path / "1_구어체(2).xlsx"
+    book = openpyxl.Workbook()
+    for row in [["SID", "원문", "번역문"], [1, "하나", "one"], ["x2", "둘", "two"], [3, "", "three"], [4, "넷", None], [None] * 3,
+                [5, 5, 5.5], [6, "하나", "one"], [7.0, " 하나 ", "One"]]:
+        book.active.append(row)
+    book.save(path)
+    skipped = Skipped()
+    assert list(corpora.read_aihub(path, skipped)) == [("하나", "one"), ("둘", "two"), ("5", "5.5"), ("하나", "One")]
+    assert dict(skipped) == {"empty cell": 3, "kept, but its id is not a whole number": 1, "the pair stood before": 1}
+    assert skipped.examples["empty cell"][0] == "1_구어체(2).xlsx row 4"
+
+
+def test_aihub_faults(tmp_path):
+    write_workbook(tmp_path / "a.xlsx", ["ID", "한국어", "영어"], PAIRS)
+    fails(lambda: list(corpora.read_aihub(tmp_path)), "a.xlsx, row 1", "원문", "'한국어'")
+    (tmp_path / "a.xlsx").write_bytes(b"PK\x03\x04 broken")
+    fails(lambda: list(corpora.read_aihub(tmp_path)), "a.xlsx", "Download it again")
+    openpyxl.Workbook().save(tmp_path / "a.xlsx")
+    fails(lambda: list(corpora.read_aihub(tmp_path)), "a.xlsx", "empty")
+    fails(lambda: list(corpora.read_aihub(tmp_path / "nowhere")), "nowhere", "no such file or folder")
+
+
+# ---------------------------------------------------------------- the Pile
+
+
+def document(sentence, subset="Pile-CC"):
+    return json.dumps({"text": sentence, "meta": {"pile_set_name": subset}}).encode() + b"\n"
+
+
+def test_pile_damaged_lines_are_counted(tmp_path):
+    lines = [document("One is fine."), b'{"text": "cut', b"\n", b"null\n", b'{"text": 5}\n', b'{"meta": {}}\n',
+             b'{"text": "\xff"}\n',
+             b'{"text": "No meta is fine."}\n', b'{"text": "So is this.", "meta": null}\n',
+             b'{"text": "Half \\ud83d a smile."}\n', b"\0\n"]
+    (tmp_path / "00.jsonl").write_bytes(b"".join(lines))
+    corpus = corpora.open_corpus(tmp_path)
+    assert [t for t, _ in corpus] == ["one is fine.", "no meta is fine.", "so is this.", "half \ufffd a smile."]
+    assert dict(corpus.skipped) == {"not a document of the Pile": 4, "is not UTF-8": 1, "holds a NUL byte": 1}
+    "".join(t for t, _ in corpus).encode()  # can be written
+
+
+def test_pile_damaged_frame_in_the_middle(tmp_path):
+    frames = [press(b"".join(document(f"Sentence {i} of frame {k}.") for i in range(50))) for k in range(4)]
+    frames[1] = frames[1][:40] + b"\0\1\2\3" + frames[1][44:]
+    (tmp_path / "00.jsonl.zst").write_bytes(b"".join(frames))
+    (tmp_path / "01.jsonl.zst").write_bytes(frames[0][:-7])
+    (tmp_path / "02.jsonl.zst").write_bytes(press(document("The last file.")))
+    skipped = Skipped()
+    read = [t for t, _ in corpora.read_pile(tmp_path, skipped=skipped)]
+    after = [t for t in read if "frame 2" in t or "frame 3" in t]
+    assert after == [f"Sentence {i} of frame {k}." for k in (2, 3) for i in range(50)]
+    assert read[-1] == "The last file."
+    places = skipped.examples["the compressed data is damaged or cut short"]
+    assert [place.split()[0] for place in places] == ["00.jsonl.zst", "01.jsonl.zst"]
+
+
+def test_pile_subsets_and_limit(tmp_path):
+    lines = document("A b. C d. E f.", "Github") + document("G h. I j.", "FreeLaw")
+    (tmp_path / "val.jsonl.gz").write_bytes(gzip.compress(lines))
+    assert [t for t, _ in corpora.open_corpus(tmp_path, subsets=["FreeLaw"])] == ["g h.", "i j."]
+    assert [t for t, _ in corpora.open_corpus(tmp_path, limit=4)] == ["a b.", "c d.", "e f.", "g h."]
+    fails(lambda: list(corpora.open_corpus(tmp_path, subsets=["Books3"])), "Books3", "Choose from FreeLaw, Github")
+
+
+# ---------------------------------------------------------------- tweets
+
+TWEETS = "id,keyword,location,text,target\n1,,,fire &amp; smoke http://t.co/a,1\n2,a%20b,,fire & smoke! @x http://t.co/b,0\n"
+
+
+def test_tweets(tmp_path):
+    (tmp_path / "train.csv").write_text("\ufeff" + TWEETS.replace("\n", "\r\n"), encoding="utf8")
+    (tmp_path / "test.csv").write_text('id,keyword,location,text\n0,,,"a ""quote"",\nand a line end"\n')
+    (tmp_path / "sample_submission.csv").write_text("id,target\n0,0\n")
+    frame = tweets.read_tweets(tmp_path)
+    assert frame.text.tolist() == ["fire & smoke url", "fire & smoke! user url"] and frame.target.tolist() == [1, 0]
+    test = tweets.read_tweets(tmp_path / "test.csv")
+    assert "target" not in test and test.text[0] == 'a "quote", and a line end'
+    assert len(list(corpora.open_corpus(tmp_path))) == 3  # both files, not the submission
+
+
+def test_conflicting_twins_are_found(tmp_path):
+    header = "id,keyword,location,text,target\n"
+    (tmp_path / "train.csv").write_text(header + "1,,,Fire! http://a.b,1\n2,,,fire 7,0\n3,,,rain,0\n4,,,RAIN,0\n")
+    frame = tweets.read_tweets(tmp_path)
+    assert frame.group.tolist() == [0, 0, 1, 1] and tweets.label_conflicts(frame).id.tolist() == ["1", "2"]
+
+
+@pytest.mark.parametrize("content, parts", [
+    (TWEETS.replace("target", "label").replace("text", "tweet"), ["row 1", "'text' is missing", "nlp-getting-started"]),
+    (TWEETS.replace(",1\n", ",\n"), ["row 2", "target is ''"]),
+    (TWEETS.split("\n")[0] + "\n", ["no row"]),
+    (TWEETS + "3,,,a,1,too,many,cells\n", ["not a CSV file"]),
+    ("", ["the file is empty"]),
+])
+def test_tweet_faults(tmp_path, content, parts):
+    (tmp_path / "train.csv").write_text(content)
+    fails(lambda: tweets.read_tweets(tmp_path), tmp_path / "train.csv", *parts)
+
+
+def test_tweets_in_another_encoding(tmp_path):
+    (tmp_path / "train.csv").write_bytes(TWEETS.encode() + "3,,,caf\xe9,1\n".encode("latin1"))
+    fails(lambda: tweets.read_tweets(tmp_path), "row 4", "is not UTF-8")
+
+
+# ---------------------------------------------------------------- one door
+
+
+def test_open_corpus_faults(tmp_path):
+    fails(lambda: corpora.open_corpus(tmp_path), "holds no files that bertlab knows")
+    (tmp_path / "a.docx").write_bytes(b"x")
+    fails(lambda: corpora.open_corpus(tmp_path / "a.docx"), "a.docx", "holds no files that bertlab knows")
+    fails(lambda: corpora.open_corpus("nowhere"), "nowhere", "default or messages")
+    (tmp_path / "a.txt").write_text("hello there\n")
+    fails(lambda: corpora.open_corpus(tmp_path / "a.txt", subsets=["x"]), "subsets is an option of the Pile")
+    fails(lambda: corpora.open_corpus("messages", lang="fr"), "Choose ko, en or both")
+    (tmp_path / "a.txt").write_text("---\n***\n")
+    fails(lambda: list(corpora.open_corpus(tmp_path / "a.txt")), "holds no sentence")
+
+
+def test_fingerprint_knows_content_not_place(tmp_path):
+    for folder, content in [("one", "hello"), ("two", "hello"), ("three", "hullo")]:
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.txt").write_text(content)
+    one, two, three = (corpora.open_corpus(tmp_path / f / "a.txt").fingerprint for f in ["one", "two", "three"])
+    assert one == two != three
+    assert corpora.open_corpus(tmp_path / "one" / "a.txt", limit=1).fingerprint != one
+
+
+def test_messages_need_their_package(monkeypatch):
+    monkeypatch.setattr(corpora.importlib.util, "find_spec", lambda name: None)
+    fails(lambda: corpora.open_corpus("messages"), "pip install jupyterlab-language-pack-ko-KR")
+
+
+# ---------------------------------------------------------------- the embedded corpus
+
+
+BUILD = """
+from bertlab import docstrings
+from bertlab.core import read_json
+docstrings.LIBRARIES = {"python": "", "numpy": "numpy"}
+docstrings._sources = lambda library, read=docstrings._sources: dict(list(read(library).items())[:60])
+write, calls = docstrings._write_docstrings, []
+docstrings._write_docstrings = lambda *args: (calls.append(1), write(*args))
+n = sum(1 for _ in docstrings.docstrings())
+print(len(calls), n, read_json(docstrings.docstring_folder() / "manifest.json")["sha256"])
+"""
+
+
+def test_two_processes_build_once_and_alike(tmp_path):
+    def start(cache):
+        env = os.environ | {"BERTLAB_CACHE": str(tmp_path / cache), "TQDM_DISABLE": "1"}
+        return subprocess.Popen([sys.executable, "-c", BUILD], env=env, stdout=subprocess.PIPE, text=True)
+
+    both = [start("shared"), start("shared")]
+    built, counts, hashes = zip(*(p.communicate(timeout=120)[0].split() for p in both))
+    assert sorted(built) == ["0", "1"] and len(set(counts)) == 1 and int(counts[0]) > 500
+    again = start("another").communicate(timeout=120)[0].split()
+    assert again == ["1", counts[0], hashes[0]]  # the same order, whichever worker was faster
+
+
+def test_docstring_oddities():
+    assert docstrings.find_docstrings("def f(): '''x'''\n\x00") == []
+    assert docstrings.docstring_sentences("") == []
+    table = "Table.\n\n====  ====\na     b\n====  ====\n1     2\n====  ====\n\nThe table above is left out here."
+    assert [s for _, s in docstrings.docstring_sentences(table)] == ["The table above is left out here."]
+    fields = ":param x: The first of the two numbers.\n:returns: The sum of the two numbers."
+    assert len(docstrings.docstring_sentences(fields)) == 2
