@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['scaled_dot_product_attention', 'packed_attention_reference', 'Group', 'AttentionPlan', 'equal_length_plan',
-           'padded_plan', 'attention_plan', 'attend_in_groups', 'SelfAttentionByHand', 'packed_attention',
-           'packed_self_attention', 'rows_layout', 'MultiHeadAttention']
+           'padded_plan', 'attention_plan', 'attend_in_groups', 'packed_attention', 'packed_self_attention',
+           'rows_layout', 'MultiHeadAttention']
 
 # %% ../nbs/04_attention.ipynb #e24f36ca
 import math
@@ -15,7 +15,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from .core import BertlabError
 from .packing import Layout
@@ -173,71 +172,6 @@ def attend_in_groups(
     out = torch.cat([q[:0], *(_attend(*part, causal, dropout) for part in parts)])
     return out if plan.back is None else out.index_select(0, plan.back)
 
-# %% ../nbs/04_attention.ipynb #3d810cdc
-def _heads_first(x: Tensor, group: Group, dtype: torch.dtype) -> Tensor:
-    "From tokens [n * len, c, h, dk] to matrices [c, n * h, len, dk]."
-    x = x.unflatten(0, (group.n, group.len_q)).permute(2, 0, 3, 1, 4)
-    return x.to(dtype, memory_format=torch.contiguous_format).flatten(1, 2)
-
-# %% ../nbs/04_attention.ipynb #3cc58839
-def _tokens_first(x: Tensor, group: Group, out: Tensor):
-    "The way back: from matrices [c, n * h, len, dk] into tokens [n * len, c, h, dk]."
-    place = out.unflatten(0, (group.n, group.len_q)).permute(2, 0, 3, 1, 4)
-    place.copy_(x.view(place.shape))
-
-# %% ../nbs/04_attention.ipynb #8ddb86a3
-def _self_attention(
-    qkv: Tensor,  # [t, 3, h, dk]
-    plan: AttentionPlan,  # equal lengths
-) -> "tuple[Tensor, list[Tensor]]":  # output [t, h, dk]; for the way back, a group's matrices and weights in turn
-    "Self-attention, group by group."
-    out, saved = torch.empty_like(qkv[:, :1], memory_format=torch.contiguous_format), []
-    for group, tokens, place in zip(plan.groups, qkv.split(plan.sizes_q), out.split(plan.sizes_q)):
-        x = _heads_first(tokens, group, torch.promote_types(qkv.dtype, torch.float32))
-        weights = torch.softmax(x[0] @ x[1].mT * qkv.shape[-1] ** -0.5, dim=-1)
-        _tokens_first((weights @ x[2])[None], group, place)
-        saved += [x, weights]
-    return out.squeeze(1), saved
-
-# %% ../nbs/04_attention.ipynb #01ec7933
-def _self_attention_gradient(
-    gradient: Tensor,  # of the output, [t, h, dk]
-    plan: AttentionPlan,  # equal lengths
-    saved: "tuple[Tensor, ...]",  # a group's matrices [3, n * h, len, dk] and weights [n * h, len, len] in turn
-) -> Tensor:  # of the input, [t, 3, h, dk]
-    "The gradient of self-attention, group by group."
-    result = gradient.new_empty(len(gradient), 3, *gradient.shape[1:])
-    parts = zip(plan.groups, gradient.unsqueeze(1).split(plan.sizes_q), result.split(plan.sizes_q), saved[::2], saved[1::2])
-    for group, tokens, place, x, weights in parts:
-        g, gx = _heads_first(tokens, group, x.dtype)[0], torch.empty_like(x)
-        torch.bmm(weights.mT, g, out=gx[2])
-        gs = g @ x[2].mT
-        gs = gs.sub_((gs * weights).sum(-1, keepdim=True)).mul_(weights).mul_(x.shape[-1] ** -0.5)
-        torch.bmm(gs, x[1], out=gx[0])
-        torch.bmm(gs.mT, x[0], out=gx[1])
-        _tokens_first(gx, group, place)
-    return result
-
-# %% ../nbs/04_attention.ipynb #334e8a7b
-class SelfAttentionByHand(torch.autograd.Function):
-    "Self-attention of equally long sentences as one node of the graph, in float32 at least."
-
-    @staticmethod
-    @torch.autocast("cpu", enabled=False)
-    def forward(ctx, qkv: Tensor, plan: AttentionPlan) -> Tensor:  # [t, 3, h, dk] -> [t, h, dk]
-        "Attend, and keep what the way back needs."
-        out, saved = _self_attention(qkv, plan)
-        ctx.plan = plan
-        ctx.save_for_backward(*saved)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    @torch.autocast("cpu", enabled=False)
-    def backward(ctx, gradient: Tensor):  # [t, h, dk] -> [t, 3, h, dk]
-        "The gradient of `qkv`; the plan has none."
-        return _self_attention_gradient(gradient, ctx.plan, ctx.saved_tensors), None
-
 # %% ../nbs/04_attention.ipynb #8e4c8c5b
 def _varlen_takes(q: Tensor, dropout: float) -> bool:
     "Whether torch's variable-length kernel can do it: on CUDA, in half precision, without dropout."
@@ -292,12 +226,8 @@ def packed_self_attention(
     dropout: float = 0.0,  # share of the weights set to zero
 ) -> Tensor:  # [t, h, dk]
     "The same where all three come from the same tokens, in one tensor."
-    if qkv.is_cuda or causal or dropout:
-        return packed_attention(*qkv.unbind(1), layout, layout, causal, dropout)
-    plan = attention_plan(layout, layout)
-    if plan.order_q is None:
-        return SelfAttentionByHand.apply(qkv, plan)
-    return SelfAttentionByHand.apply(qkv.index_select(0, plan.order_q), plan).index_select(0, plan.back)
+    wide = qkv if qkv.is_cuda else qkv.to(torch.promote_types(qkv.dtype, torch.float32))  # one copy instead of three
+    return packed_attention(*wide.unbind(1), layout, layout, causal, dropout).to(qkv.dtype)
 
 # %% ../nbs/04_attention.ipynb #6d5b75e3
 def rows_layout(
