@@ -10,11 +10,19 @@ from nbconvert.preprocessors import Preprocessor
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def only_output(cell):
+    "A code cell as the Markdown that it shows."
+    shown = [o["data"]["text/markdown"] for o in cell.outputs if "text/markdown" in o.get("data", {})]
+    return nbformat.v4.new_markdown_cell("\n\n".join("".join(text) for text in shown), id=cell.id)
+
+
 class ForReadme(Preprocessor):
     "Drop hidden cells and directive lines; point links at where the files are from the top of the project."
 
     def preprocess(self, nb, resources):
+        nb.metadata["language_info"] = {"name": "python"}
         nb.cells = [c for c in nb.cells if not re.search(r"^#\|\s*hide", c.source, re.M)]
+        nb.cells = [only_output(c) if re.search(r"^#\|\s*echo: false", c.source, re.M) else c for c in nb.cells]
         for cell in nb.cells:
             if cell.cell_type == "code":
                 cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M)

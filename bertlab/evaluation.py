@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['classification_scores', 'Labelled', 'labelled', 'tweet_inputs', 'read_labelled', 'kfold', 'holdout', 'baselines',
-           'score_table', 'plot_confusion', 'wrong_examples', 'write_submission']
+           'score_table', 'confusion_counts', 'plot_confusion', 'wrong_examples', 'write_submission']
 
 # %% ../nbs/09a_evaluation.ipynb #042daf91
 from collections.abc import Sequence
@@ -198,16 +198,23 @@ def score_table(
     return pd.DataFrame({c: [cell(*pair) for pair in zip(mean[c], std[c])] for c in mean}, index=mean.index)
 
 # %% ../nbs/09a_evaluation.ipynb #d3e53649
-def plot_confusion(
+def confusion_counts(
     labels: np.ndarray,  # int [s]
     probabilities: np.ndarray,  # [s, classes]
+) -> np.ndarray:  # int [classes, classes]: rows the truth, columns the prediction
+    "How often each class was predicted as each."
+    from sklearn.metrics import confusion_matrix
+
+    return confusion_matrix(labels, probabilities.argmax(1), labels=range(probabilities.shape[1]))
+
+
+def plot_confusion(
+    counts: np.ndarray,  # int [classes, classes], from `confusion_counts`
     names: "Sequence[str]",
     ax,  # matplotlib axes
 ):
-    "Draw the confusion matrix: counts, coloured by their part of the row."
-    from sklearn.metrics import confusion_matrix
-
-    counts = confusion_matrix(labels, probabilities.argmax(1), labels=range(len(names)))
+    "Draw a confusion matrix: counts, coloured by their part of the row."
+    counts = np.asarray(counts)
     part = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     ax.imshow(part, cmap="Blues", vmin=0, vmax=1)
     for (i, j), count in np.ndenumerate(counts):

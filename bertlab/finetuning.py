@@ -48,6 +48,8 @@ class FinetuneConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "kernels", tuple(self.kernels))
+        if str(self.freeze).isdigit():  # a number of layers, as typed on a command line
+            object.__setattr__(self, "freeze", int(self.freeze))
         whole = isinstance(self.freeze, int) and not isinstance(self.freeze, bool) and self.freeze > 0
         if self.freeze not in ("none", "all") and not whole:
             remedy = "Choose none, all, or how many of the last layers shall learn"

@@ -1,0 +1,143 @@
+"""The `bertlab` command as a user types it: real processes, real exit codes."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ENV = os.environ | {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
+BERTLAB = str(Path(sys.executable).parent / "bertlab")
+SMALL = ["--merges", "60", "--d-model", "16", "--heads", "2", "--d-ff", "32", "--layers", "1", "--valid-sentences", "50", "--batch-size", "8"]
+
+
+def bertlab(*words, cwd=None):
+    command = [BERTLAB, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, env=ENV, cwd=cwd, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    path = tmp_path_factory.mktemp("corpus") / "sentences.txt"
+    things, states = ("array", "figure", "index", "thread", "tensor"), ("sorted", "drawn", "empty", "locked", "copied")
+    lines = [f"the {t} number {i} is {s}" for i in range(16) for t in things for s in states]
+    path.write_text("\n".join(lines), encoding="utf8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(corpus):
+    out = corpus.parent / "run"
+    done = bertlab("pretrain", "--corpus", corpus, "--out", out, "--epochs", 1, *SMALL)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_help_answers_without_torch():
+    code = "import sys; from bertlab.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "bertlab COMMAND" in done.stdout
+
+
+def test_importing_bertlab_brings_no_notebook_and_no_ray():
+    code = """import sys, pkgutil, importlib, bertlab
+for m in pkgutil.iter_modules(bertlab.__path__):
+    if not m.name.startswith('_'): importlib.import_module('bertlab.' + m.name)
+print(sorted({'ray', 'nbdev', 'IPython', 'fastcore', 'jupyterlab', 'matplotlib', 'transformers'} & set(sys.modules)))"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_pretrain_writes_a_model_and_a_record(run):
+    record = json.loads((run / "record.json").read_text(encoding="utf8"))
+    assert record["kind"] == "pretraining" and record["result"]["loss"] > 0
+    assert {p.name for p in (run / "model").iterdir()} == {"config.json", "model.safetensors", "tokenizer.json"}
+
+
+def test_pretrain_again_reads_the_record(run, corpus):
+    before = (run / "model" / "model.safetensors").stat().st_mtime_ns
+    done = bertlab("pretrain", "--corpus", corpus, "--out", run, "--epochs", 1, *SMALL)
+    assert done.returncode == 0 and (run / "model" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_another_config_in_the_same_folder_is_refused(run, corpus):
+    done = bertlab("pretrain", "--corpus", corpus, "--out", run, "--epochs", 2, *SMALL)
+    assert done.returncode == 2 and "other settings (train)" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_fill_mask(run):
+    done = bertlab("fill-mask", run / "model", "the array [MASK] 3 is sorted", "--top", 3)
+    assert done.returncode == 0 and done.stdout.startswith("[MASK] 1: ")
+
+
+def test_finetune_and_predict(run, tmp_path):
+    names = [a + b for a in ("ka", "lo", "mi", "ne", "tu") for b in ("ra", "so", "vi", "xe", "za", "bo")]
+    kinds = (("array", "sorted", "numpy"), ("figure", "drawn", "matplotlib"))
+    rows = [f"the {t} {name} is {s},{label}" for name in names for t, s, label in kinds]
+    (tmp_path / "data.csv").write_text("\n".join(["text,label", *rows]), encoding="utf8")
+    done = bertlab("finetune", "--model", run / "model", "--data", tmp_path / "data.csv", "--out", tmp_path / "run",
+                   "--epochs", 3, "--filters", 8, "--kernels", "2,3", "--freeze", "1", "--lr", "0.01")
+    assert done.returncode == 0, done.stderr
+    assert "majority class" in done.stdout and "BERT + CNN" in done.stdout
+    done = bertlab("predict", tmp_path / "run" / "model", "the array number 3 is sorted")
+    assert done.returncode == 0 and done.stdout.split()[0] in ("numpy", "matplotlib")
+
+
+def test_doctor_names_the_versions():
+    done = bertlab("doctor")
+    assert done.returncode == 0 and "torch" in done.stdout and "free disk" in done.stdout
+
+
+@pytest.mark.parametrize("words, says", [
+    (["nonsense"], "no command 'nonsense'"),
+    (["data", "nowhere.txt"], "nowhere.txt"),
+    (["pretrain", "--out", "x", "--d-model", "30", "--heads", "4", "--corpus", "CORPUS"], "cannot be shared among 4 heads"),
+    (["pretrain", "--out", "x", "--schedule", "linear"], "Choose one of constant"),
+    (["pretrain", "--out", "x", "--precision", "fp8"], "Choose one of fp32"),
+    (["pretrain", "--out", "x", "--rate", "2"], "masking rate"),
+    (["fill-mask", "nowhere", "a [MASK]"], "no such folder"),
+    (["finetune", "--model", "nowhere", "--data", "nothing.csv", "--out", "x"], "nothing.csv"),
+    (["predict", "nowhere"], "nothing to classify"),
+])
+def test_mistakes_cost_one_line(words, says, corpus, tmp_path):
+    done = bertlab(*[corpus if w == "CORPUS" else w for w in words], cwd=tmp_path)
+    assert done.returncode == 2 and says in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def history(folder):
+    rows = json.loads((folder / "record.json").read_text(encoding="utf8"))["history"]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+@pytest.mark.parametrize("sign, delays", [(signal.SIGKILL, (0.4, 0.9, 1.6)), (signal.SIGTERM, (0.7,))])
+def test_killed_and_resumed_is_as_never_disturbed(sign, delays, corpus, tmp_path):
+    words = ["pretrain", "--corpus", corpus, "--epochs", "6", "--evals-per-epoch", "4", "--dropout", "0.1", *SMALL]
+    assert bertlab(*words, "--out", tmp_path / "whole").returncode == 0
+    for delay in delays:
+        process = subprocess.Popen([BERTLAB, *map(str, words), "--out", str(tmp_path / "pieces")],
+                                   env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and not list((tmp_path / "pieces").glob("checkpoints/step-*")):
+            time.sleep(0.01)
+        time.sleep(delay / 2)
+        process.send_signal(sign)
+        process.wait(timeout=60)
+    assert bertlab(*words, "--out", tmp_path / "pieces").returncode == 0
+    assert history(tmp_path / "pieces") == history(tmp_path / "whole")
+    weights = [(tmp_path / run / "model" / "model.safetensors").read_bytes() for run in ("whole", "pieces")]
+    assert weights[0] == weights[1]
+
+
+def test_two_runs_in_one_folder_the_second_is_refused(corpus, tmp_path):
+    words = [BERTLAB, "pretrain", "--corpus", str(corpus), "--epochs", "500", "--out", str(tmp_path / "run"), *SMALL]
+    first = subprocess.Popen(words, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while first.poll() is None and not list((tmp_path / "run").glob("checkpoints/step-*")):
+            time.sleep(0.02)
+        second = subprocess.run(words, env=ENV, capture_output=True, text=True, timeout=60)
+        assert second.returncode == 2 and "another process is working in this folder" in second.stderr
+    finally:
+        first.kill()
+        first.wait()
