@@ -85,7 +85,8 @@ class DecoderCache:
     def look_back(self, attention: MultiHeadAttention, layer: int, x: Tensor) -> Tensor:  # [r, d]
         "Self-attention of the new tokens x; adds their keys and values to the past."
         q, *new = attention.project(x, 0, 3).unbind(1)
-        keys, values = self.past[layer] = tuple(torch.cat([old.to(y.dtype), y[:, None]], 1) for old, y in zip(self.past[layer], new))
+        longer = [torch.cat([old.to(y.dtype), y[:, None]], 1) for old, y in zip(self.past[layer], new)]
+        keys, values = self.past[layer] = tuple(longer)
         return attention.out_proj(packed_attention(q, keys.flatten(0, 1), values.flatten(0, 1), self.now, self.seen).flatten(1))
 
     def look_across(self, attention: MultiHeadAttention, layer: int, x: Tensor) -> Tensor:  # [r, d]

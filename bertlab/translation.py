@@ -44,7 +44,8 @@ class Pairs:
         share: float = 1.0,  # use only this part of the pairs, chosen by a hash of their content
     ):
         if source not in LANGUAGES or not 0 < share <= 1:
-            raise BertlabError(f"cannot use {share} of the pairs from {source!r}", remedy="Choose ko or en, and a share above 0, up to 1")
+            problem = f"cannot use a share of {share} of the pairs, from {source!r}"
+            raise BertlabError(problem, remedy="Choose ko or en, and a share above 0, up to 1")
         corpus = open_corpus(name_or_path, lang="both")
         self.name, self.files, self.source, self.share = corpus.name, corpus.files, source, share
         self.fingerprint = digest([corpus.fingerprint, source, share])
@@ -167,7 +168,8 @@ class TranslationConfig:
 
     def __post_init__(self):
         if not 0 < self.held < 1 or not 0 <= self.smoothing < 1:
-            raise BertlabError("held and smoothing are parts of 1", remedy="Choose held above 0 and below 1, smoothing from 0 to below 1")
+            problem = f"held ({self.held}) and smoothing ({self.smoothing}) must be parts of 1"
+            raise BertlabError(problem, remedy="Choose held above 0 and below 1, smoothing from 0 to below 1")
 
     def shape(self, vocab_size: int) -> EncoderConfig:
         "The shape of encoder and decoder."
@@ -189,7 +191,8 @@ class PreparedPairs:
     def known(self, limit: int) -> "tuple[list[str], list[str]]":
         "Source and target sentences of some training pairs, as text."
         sentences = 2 * self.train.pairs[epoch_order(len(self.train), 0, 0)[:limit]]
-        return tuple(self.tokenizer.decode_batch([x.tolist() for x in self.train.ids_of(rows)]) for rows in (sentences, sentences + 1))
+        text = lambda rows: self.tokenizer.decode_batch([ids.tolist() for ids in self.train.ids_of(rows)])
+        return text(sentences), text(sentences + 1)
 
 # %% ../nbs/11a_translation.ipynb #e4774e5a
 class _TrainingText:
@@ -241,8 +244,9 @@ def prepare_pairs(
             _build_parts(split, tokenizer, folder, config.max_len)
         train, valid = (PairStore(TokenStore.open(folder / part, tokenizer), config.max_len) for part in ("train", "valid"))
         test = read_json(folder / "test.json")
-    counts = {"train_pairs": len(train), "valid_pairs": len(valid), "test_pairs": len(test), "too_long": len(train.store) // 2 - len(train)}
-    corpus = {"name": pairs.name, "fingerprint": pairs.fingerprint, "source": config.source, "share": config.share, **counts}
+    counts = {"train_pairs": len(train), "valid_pairs": len(valid), "test_pairs": len(test)}
+    corpus = {"name": pairs.name, "fingerprint": pairs.fingerprint, "source": config.source, "share": config.share,
+              **counts, "too_long": len(train.store) // 2 - len(train)}
     return PreparedPairs(tokenizer, train, valid, test, corpus, reused)
 
 # %% ../nbs/11a_translation.ipynb #c21cff81
@@ -335,7 +339,8 @@ def nearest_translations(
     "A baseline that cannot be wrong about grammar: the translation of the most similar training sentence."
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 3), sublinear_tf=True, max_features=200_000, dtype=np.float32)
+    grams = dict(analyzer="char_wb", ngram_range=(2, 3), max_features=200_000)
+    vectorizer = TfidfVectorizer(**grams, sublinear_tf=True, dtype=np.float32)
     known = vectorizer.fit_transform(known_sources).T.tocsr()
     asked = vectorizer.transform(sources)
     nearest = [int(i) for a in range(0, len(sources), 100) for i in np.asarray((asked[a : a + 100] @ known).argmax(1)).ravel()]
@@ -374,7 +379,8 @@ def build_translator(
             model.encoder.load_state_dict(mlm.encoder.state_dict())
         except RuntimeError:
             problem = f"its encoder has another shape ({mlm.config.layers} layers of width {mlm.config.d_model})"
-            raise BertlabError(problem, config.pretrained, remedy="Give the translator the same d_model, d_ff and layers") from None
+            remedy = "Give the translator the same d_model, d_ff and layers"
+            raise BertlabError(problem, config.pretrained, remedy=remedy) from None
     return model
 
 # %% ../nbs/11a_translation.ipynb #a79904ce
@@ -451,8 +457,9 @@ def translation_record(
     result, _ = compare_systems(model, prepared, config.test_pairs, config.beams)
     chosen = asdict(config)
     chosen |= {name: Path(chosen[name]).name for name in ("corpus", "tokenizer", "pretrained")}
-    shape = {"parameters": n_parameters(model), "vocabulary": prepared.tokenizer.get_vocab_size()}
-    return run_record("translation", chosen, prepared.corpus, history, result, **shape, **_shown(config, model, prepared.tokenizer))
+    more = {"parameters": n_parameters(model), "vocabulary": prepared.tokenizer.get_vocab_size()}
+    more |= _shown(config, model, prepared.tokenizer)
+    return run_record("translation", chosen, prepared.corpus, history, result, **more)
 
 # %% ../nbs/11a_translation.ipynb #7c5b90fb
 def train_translator(
