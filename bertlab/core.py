@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -57,6 +58,14 @@ def _remove(path: Path):
     else:
         path.unlink(missing_ok=True)
 
+
+def _failed_write(e: Exception) -> "str | None":
+    "Why the disk would not take something, or None if that is not what happened."
+    if isinstance(e, OSError):
+        return e.strerror or str(e)
+    told = re.search(r"I/O error: (.+) \(os error|inline_container|PytorchStreamWriter", str(e))
+    return told and (told[1] or "the disk is full or cannot be written to")
+
 # %% ../nbs/00_core.ipynb #5531b995
 @contextlib.contextmanager
 def atomic_path(
@@ -77,8 +86,10 @@ def atomic_path(
         else:
             os.replace(aside, path)
         _sync(path.parent)
-    except OSError as e:
-        raise BertlabError(f"cannot be written ({e.strerror or e})", path, remedy="Free some disk space or choose another folder") from e
+    except Exception as e:
+        if why := _failed_write(e):
+            raise BertlabError(f"cannot be written ({why})", path, remedy="Free some disk space or choose another folder") from e
+        raise
     finally:
         _remove(aside)
 
@@ -100,7 +111,9 @@ def read_json(
         return json.loads(Path(path).read_text(encoding="utf8"))
     except FileNotFoundError:
         raise BertlabError("no such file", path) from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as e:
+    except OSError as e:
+        raise BertlabError(f"cannot be read ({e.strerror or e})", path, remedy="Check the path and who may read it") from None
+    except (ValueError, RecursionError) as e:  # bytes that are not UTF-8, text that is not JSON, or JSON made to break readers
         raise BertlabError(f"is not JSON ({e})", path, remedy="Delete it and make it again") from None
 
 # %% ../nbs/00_core.ipynb #e479f0fe

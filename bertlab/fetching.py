@@ -7,8 +7,10 @@ __all__ = ['ON_THE_HUB', 'ON_REQUEST', 'HubCorpus', 'fetch']
 
 # %% ../nbs/00e_fetching.ipynb #3ec71625
 import fnmatch
+import hashlib
 import io
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterable
 from itertools import chain
@@ -17,7 +19,7 @@ from typing import NamedTuple
 
 import zstandard
 
-from .core import BertlabError, atomic_path, cache_dir, folder_lock
+from .core import BertlabError, atomic_path, cache_dir, file_digest, folder_lock
 
 # %% ../nbs/00e_fetching.ipynb #e35e9e13
 def _write_lines(path: Path, lines: Iterable[str]):
@@ -72,8 +74,20 @@ ON_REQUEST: dict[str, str] = {
 }
 
 # %% ../nbs/00e_fetching.ipynb #f203bce4
+def _verify(path: Path, sha256: "str | None", blob_id: str):
+    "Refuse a download that is not what the hub promised: a large file by its SHA-256, a small one by its id in git."
+    if sha256:
+        whole = file_digest(path) == sha256
+    else:
+        content = path.read_bytes()
+        whole = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == blob_id
+    if not whole:
+        raise BertlabError("the download is not the file that the hub promised", path.name, remedy="Try again, from another network")
+
+
 def _download(corpus: HubCorpus, folder: Path) -> Path:
-    "Download the first file of a data set that fits its pattern."
+    "Download the first file of a data set that fits its pattern, and check its hash."
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
         import huggingface_hub as hub
     except ImportError:
@@ -82,7 +96,12 @@ def _download(corpus: HubCorpus, folder: Path) -> Path:
         names = sorted(hub.HfApi().list_repo_files(corpus.repo, repo_type="dataset"))
         name = next((n for n in names if fnmatch.fnmatch(n, corpus.pattern)), None)
         if name:
-            return Path(hub.hf_hub_download(corpus.repo, name, repo_type="dataset", local_dir=folder))
+            promised = hub.HfApi().get_paths_info(corpus.repo, [name], repo_type="dataset")[0]
+            file = Path(hub.hf_hub_download(corpus.repo, name, repo_type="dataset", local_dir=folder))
+            _verify(file, promised.lfs.sha256 if promised.lfs else None, promised.blob_id)
+            return file
+    except BertlabError:
+        raise
     except Exception as e:  # the hub's errors come from several libraries, and all mean the same here
         raise BertlabError(f"{corpus.repo} cannot be fetched ({type(e).__name__})",
                            remedy="Check the internet connection, or choose a corpus that is here: default, messages") from None

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -197,7 +198,10 @@ def _stored(path: Path, make: "Callable[[], Tensor]") -> Tensor:
         if not path.is_file():
             with atomic_path(path) as aside:
                 save_file({"features": make()}, aside)
-        return load_file(path)["features"]
+        try:
+            return load_file(path)["features"]
+        except (SafetensorError, KeyError, OSError) as e:
+            raise BertlabError(f"cannot be read ({e})", path, remedy="Delete it; it is made again") from None
 
 # %% ../nbs/10_finetuning.ipynb #591cc6ab
 class FeatureCache:

@@ -154,6 +154,8 @@ def fill_mask(
     masked = MaskedBatch(ids, Layout.from_lengths([len(ids)]), rows, ids[rows])
     with evaluating(model):
         logits = model(masked.to(next(model.parameters()).device)).float().cpu()
+    if top < 1:
+        raise BertlabError(f"{top} guesses are asked for", remedy="Ask for 1 or more")
     p, tokens = logits.softmax(-1).topk(min(top, logits.shape[-1]))
     return [[(tokenizer.id_to_token(i), q) for i, q in zip(*row)] for row in zip(tokens.tolist(), p.tolist())]
 
@@ -282,8 +284,12 @@ def build_model(
     path: "str | Path",  # where the weights came from
 ) -> nn.Module:  # not in training mode
     "Build a model and give it these weights, once it is sure that names and shapes fit."
-    with torch.device("meta"):  # shapes only: a config that asks for a terabyte is refused before it gets one
-        expected = {name: list(tensor.shape) for name, tensor in make().state_dict().items()}
+    try:
+        with torch.device("meta"):  # shapes only: a config that asks for a terabyte is refused before it gets one
+            expected = {name: list(tensor.shape) for name, tensor in make().state_dict().items()}
+    except (RuntimeError, TypeError, ValueError, BertlabError) as e:
+        problem = f"the config describes no model ({str(e).splitlines()[0].rstrip('.')})"
+        raise BertlabError(problem, Path(path).with_name("config.json"), remedy="Save the model again") from None
     found = {name: list(tensor.shape) for name, tensor in weights.items()}
     for name in sorted(expected | found, key=lambda name: (name in expected and name in found, name)):
         if expected.get(name) != found.get(name):

@@ -253,7 +253,7 @@ def _noted(folder: Path, parts: list[Path], settings: dict) -> dict:
     "How far an interrupted run with the same settings got: sentences read, and the counts of each store."
     nothing = {"read": 0, "counts": [None] * len(parts)}
     note = read_json(folder / PROGRESS) if (folder / PROGRESS).is_file() else nothing
-    if note.get("settings") != settings:
+    if not isinstance(note, dict) or note.get("settings") != settings:
         return nothing
     for part, counts in zip(parts, note["counts"]):
         for name, size in zip(FILES, _sizes(counts, ids_dtype(settings["vocab_size"]))):
@@ -310,8 +310,10 @@ def _finish(writer: StoreWriter, settings: dict):
 
 def _is_complete(folder: Path, settings: dict) -> bool:
     "Does this folder hold a finished store with these settings?"
-    path = folder / "manifest.json"
-    return path.is_file() and settings.items() <= read_json(path).items()
+    if not (folder / "manifest.json").is_file():
+        return False
+    manifest = read_json(folder / "manifest.json")
+    return isinstance(manifest, dict) and all(manifest.get(name) == value for name, value in settings.items())
 
 # %% ../nbs/02_packing.ipynb #bc43d641
 def _write(texts: Iterable[str], tokenizer: Tokenizer, folder: Path, parts: list[Path], part_of, settings: dict):

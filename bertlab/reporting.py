@@ -17,11 +17,11 @@ def read_records(
     kind: "str | None" = None,  # only this kind: pretraining, finetuning, translation
 ) -> "list[dict]":
     "The run records of a folder, in the order of their file names; each knows its file's name as `file`."
-    records = [read_json(path) | {"file": path.name} for path in sorted(Path(folder).glob("*.json"))]
-    for record in records:
-        if "kind" not in record or "history" not in record:
-            raise BertlabError("is not a run record", Path(folder) / record["file"], remedy="Remove it from the folder of records")
-    return [r for r in records if kind in (None, r["kind"])]
+    records = {path: read_json(path) for path in sorted(Path(folder).glob("*.json"))}
+    for path, record in records.items():
+        if not isinstance(record, dict) or not {"kind", "history"} <= set(record):
+            raise BertlabError("is not a run record", path, remedy="Remove it from the folder of records")
+    return [record | {"file": path.name} for path, record in records.items() if kind in (None, record["kind"])]
 
 # %% ../nbs/14_reporting.ipynb #ab19c53f
 def plot_histories(
