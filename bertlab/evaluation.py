@@ -82,7 +82,7 @@ def labelled(
     texts, labels = _column(frame, ["text"], path), _column(frame, ["label", "target"], path)
     _refuse(texts.isna() | (texts.astype(str).str.strip() == ""), "the text is empty", path)
     _refuse(labels.isna(), "the label is missing", path)
-    labels = _label_names(labels)
+    texts, labels = texts.astype(str), _label_names(labels)  # a column of nothing but numbers is read as numbers
     names = tuple(names if names is not None else sorted(labels.unique()))
     unknown = ~labels.isin(names)
     _refuse(unknown, f"the label {''.join(labels[unknown][:1])!r} is none of {', '.join(names)}", path)

@@ -119,6 +119,10 @@ class PretrainConfig:
                 raise BertlabError(f"{name} is {getattr(self, name)!r}", remedy=f"Choose one of {', '.join(known)}")
         if not 0 < self.part <= 1:
             raise BertlabError(f"part is {self.part}", remedy="Choose a number above 0, up to 1")
+        if not 0 < self.valid < 1 or self.valid_sentences < 1 or self.merges < 0:
+            problem = f"valid is {self.valid}, valid_sentences {self.valid_sentences}, merges {self.merges}"
+            raise BertlabError(problem, remedy="valid lies between 0 and 1, valid_sentences is 1 or more, merges 0 or more")
+        self.encoder(vocab_size=1)  # refuses a shape that cannot be, before the text is prepared
 
     def encoder(
         self,
@@ -165,6 +169,8 @@ def prepare(
         tokenizer = load_tokenizer(folder / "tokenizer.json")
         stores = prepare_stores(corpus, tokenizer, folder / "stores", max_len=config.max_len, valid=config.valid)
         if not reused:
+            if not corpus.counts:  # killed between the stores and this file, then called again: nothing was read this time
+                sum(1 for _ in corpus)
             counts = {part: {"sentences": len(s), "tokens": s.n_tokens} for part, s in stores.items()}
             write_json(folder / "prepared.json", corpus.describe() | counts | {"vocabulary": tokenizer.get_vocab_size()})
     return Prepared(tokenizer, stores["train"], stores["valid"], read_json(folder / "prepared.json"), reused)

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from bertlab import cli, core
+from bertlab import cli, core, pretraining
 from bertlab.bpe import save_tokenizer, train_tokenizer
 from bertlab.core import BertlabError, atomic_path, read_json, save_figure, write_json
 from bertlab.encoder import Encoder, EncoderConfig
@@ -636,6 +636,20 @@ def test_two_processes_share_the_caches(world, tmp_path):
     learned, encoded, sums, values = zip(*(p.communicate(timeout=120)[0].split() for p in both))
     assert sorted(learned) == sorted(encoded) == ["0", "1"]  # done once, by whoever came first
     assert len(set(sums)) == len(set(values)) == 1
+
+
+def test_counts_survive_a_kill_just_before_they_are_written(world, tmp_path, monkeypatch):
+    monkeypatch.setenv("BERTLAB_CACHE", str(tmp_path))
+    config = pretraining.PretrainConfig(corpus=str(world / "good.txt"), merges=30)
+
+    def killed(path, obj):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as m:
+        m.setattr(pretraining, "write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            pretraining.prepare(config)
+    assert pretraining.prepare(config).corpus["sentences"] == {"text": len(TEXTS)}
 
 
 def test_nothing_in_the_package_unpickles():
