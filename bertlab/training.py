@@ -184,10 +184,10 @@ def checkpoints(
 
 
 def _prune(folder: Path, keep: int, best_step: "int | None"):
-    "Delete all checkpoints but the last `keep` and the best."
-    for path in checkpoints(folder)[:-keep]:
-        if int(path.name[5:]) != best_step:
-            shutil.rmtree(path, ignore_errors=True)
+    "Delete all checkpoints but the last `keep` and the best, and what a killed process left half-written."
+    old = [path for path in checkpoints(folder)[:-keep] if int(path.name[5:]) != best_step]
+    for path in [*old, *(folder / "checkpoints").glob(".step-*")]:
+        shutil.rmtree(path, ignore_errors=True)
 
 # %% ../nbs/07_training.ipynb #174b438e
 class Foreign(BertlabError):
@@ -284,9 +284,10 @@ def _name_batch(run: "_Run", batch):
     except (MemoryError, RuntimeError) as e:
         if not _lacks_memory(e):
             raise
-        size, told = run.config.batch_size, f", one of {run.largest:,} tokens fitted" if run.largest else ""
+        size = run.config.batch_size
+        told = f", {tokens:,} tokens" * bool(tokens) + f"; one of {run.largest:,} tokens fitted" * bool(run.largest)
         fits = int(0.9 * size * run.largest / tokens) if 0 < run.largest < tokens else size // 2
-        problem = f"step {run.state['step']} needs more memory than there is: a batch of {size} sentences, {tokens:,} tokens{told}"
+        problem = f"step {run.state['step']} needs more memory than there is: a batch of {size} sentences{told}"
         remedy = f"Choose batch_size {fits} or less" if fits else "Choose a smaller model or a smaller max_len"
         raise BertlabError(problem, remedy=remedy) from None
 
@@ -439,6 +440,8 @@ def claim_run(
     "Take a folder for a run, or find the run in it."
     folder = Path(folder)
     settings = json.loads(json.dumps(settings))  # as they come back from a file: tuples are lists
+    for path in folder.glob(".*.part"):  # what a killed process left half-written
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
     if not (folder / "record.json").is_file() and not checkpoints(folder):  # nothing that could be mixed up
         write_json(folder / "config.json", settings)
     known = read_json(folder / "config.json")

@@ -475,7 +475,7 @@ def test_a_run_that_diverges_ends_in_one_line(world, capsys):
 ])
 def test_lack_of_memory_names_the_batch_and_what_would_fit(error):
     Sized.made = 0
-    says = "step 7 needs more memory than there is: a batch of 4 sentences, 800 tokens, one of 700 tokens fitted. Choose batch_size 3 or less"
+    says = "step 7 needs more memory than there is: a batch of 4 sentences, 800 tokens; one of 700 tokens fitted. Choose batch_size 3 or less"
     with pytest.raises(BertlabError, match=says):
         fit(Spoiled(error=error), CONFIG)
 
