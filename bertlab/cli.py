@@ -239,9 +239,14 @@ def bench_command(
     parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
     args = parser.parse_args(argv)
     os.environ["TQDM_DISABLE"] = "1"  # a bar for every turn would be noise
-    from bertlab.bench import run_bench, summary
+    from bertlab.bench import run_bench
+    from bertlab.goals import summary
+    from bertlab.reporting import text_table
 
-    print(summary(run_bench(args.out, args.only, args.fresh)))
+    record = run_bench(args.out, args.only, args.fresh)
+    for title, rows in summary(record).items():
+        print(f"{title}\n{text_table(rows)}\n")
+    print(f"{len(record['result'])} sections in {record['seconds']:.0f} s, {record['device']}")
 
 # %% ../nbs/16_cli.ipynb #feb50793
 def doctor_command(
