@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'field_help', 'whole_numbers', 'add_flags', 'from_flags', 'study_command', 'data_command',
            'pretrain_command', 'finetune_command', 'fill_mask_command', 'predict_command', 'memory', 'corpus_states',
-           'trials_command', 'bench_command', 'doctor_command', 'overview', 'plain_words', 'main']
+           'trials_command', 'bench_command', 'plan_command', 'doctor_command', 'overview', 'plain_words', 'main']
 
 # %% ../nbs/16_cli.ipynb #bba926b7
 import argparse
@@ -248,6 +248,37 @@ def bench_command(
         print(f"{title}\n{text_table(rows)}\n")
     print(f"{len(record['result'])} sections in {record['seconds']:.0f} s, {record['device']}")
 
+# %% ../nbs/16_cli.ipynb #6e356d8f
+def plan_command(
+    argv: "list[str]",
+):
+    "Say what a pre-training would take before it is run: hours, operations, memory; and how that grows."
+    from bertlab.plan import assumed_text, growth, known_share, make_plan, prepared_text
+    from bertlab.pretraining import PretrainConfig
+    from bertlab.race import matmul_rates
+    from bertlab.reporting import text_table
+    from bertlab.training import pick_device
+
+    parser = _parser("plan", plan_command.__doc__)
+    parser.add_argument("--corpus-tokens", type=int, help="plan for a corpus of so many tokens that is not here yet")
+    parser.add_argument("--tflops", type=float, help="rate of a GPU's matrix products, TFLOP/s (default: measured on this machine)")
+    parser.add_argument("--records", type=Path, default=Path("nbs/runs"), help="folder of the bench's records (default: %(default)s)")
+    add_flags(parser, PretrainConfig)
+    args = parser.parse_args(argv)
+    if args.tflops is not None and not 0 < args.tflops < float("inf"):
+        raise BertlabError(f"--tflops is {args.tflops}", remedy="Give a number above 0")
+    config, device = from_flags(PretrainConfig, args), pick_device()
+    text = prepared_text(config) if args.corpus_tokens is None else assumed_text(config, args.corpus_tokens)
+    rate = 1e12 * args.tflops if args.tflops else matmul_rates(device, 3)[config.train.precision]
+    share, source = known_share(args.records, config, "cuda" if args.tflops else device.type)
+    plan = make_plan(config, text, rate, share)
+    memory = plan.pop("memory")
+    facts = {name.replace("_", " "): f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" for name, value in plan.items()}
+    facts["machine"] = f"{rate / 1e12:.3g} TFLOP/s, of which {share:.0%} ({source})"
+    print(text_table([{"plan": name, "value": value} for name, value in facts.items()]))
+    print(f"\n{text_table([{'memory of a step': name, 'GiB': size / 2**30} for name, size in memory.items()])}")
+    print(f"\n{text_table(growth(config, text, rate, share))}")
+
 # %% ../nbs/16_cli.ipynb #feb50793
 def doctor_command(
     argv: "list[str]",
@@ -277,7 +308,8 @@ def doctor_command(
 # %% ../nbs/16_cli.ipynb #8b32130c
 COMMANDS = {
     "study": study_command, "data": data_command, "pretrain": pretrain_command, "finetune": finetune_command,
-    "fill-mask": fill_mask_command, "predict": predict_command, "trials": trials_command, "bench": bench_command, "doctor": doctor_command,
+    "fill-mask": fill_mask_command, "predict": predict_command, "trials": trials_command, "bench": bench_command, "plan": plan_command,
+    "doctor": doctor_command,
 }
 
 
