@@ -33,7 +33,8 @@ from .mlm import MaskedLM, mlm_loss, mlm_metrics
 from .packing import build_store, memory_store
 from .pretraining import PretrainConfig, prepare
 from .race import SHAPES, Racer, race_batches, synchronize, take_turn, training_section
-from .training import make_optimizers, pick_device, run_record
+from .records import pick_device, run_record
+from .training import make_optimizers
 
 # %% ../nbs/13b_bench.ipynb #167af775
 class Stopwatch:

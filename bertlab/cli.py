@@ -257,7 +257,7 @@ def plan_command(
     from bertlab.pretraining import PretrainConfig
     from bertlab.race import matmul_rates
     from bertlab.reporting import text_table
-    from bertlab.training import pick_device
+    from bertlab.records import pick_device
 
     parser = _parser("plan", plan_command.__doc__)
     parser.add_argument("--corpus-tokens", type=int, help="plan for a corpus of so many tokens that is not here yet")
@@ -291,7 +291,7 @@ def doctor_command(
     import torch
 
     from bertlab.core import cache_dir, hangul_font
-    from bertlab.training import pick_device, versions
+    from bertlab.records import pick_device, versions
 
     used = sum(f.stat().st_size for f in cache_dir().rglob("*") if f.is_file())
     cached = sorted(p.name for p in cache_dir().glob("*/*") if not p.name.startswith("."))

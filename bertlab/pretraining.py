@@ -23,7 +23,8 @@ from .encoder import ACTIVATIONS, EncoderConfig, flops_per_token, n_parameters
 from .masking import MaskedBatch, MaskingConfig, mask_batch
 from .mlm import MaskedLM, evaluate_mlm, mlm_loss, mlm_metrics, mlm_summary, save_model, unigram_baseline, write_model
 from .packing import Layout, TokenStore, epoch_order, prefetch, prepare_stores
-from .training import Task, TrainConfig, claim_run, fit, pick_device, run_record
+from .records import claim_run, pick_device, run_record
+from .training import Task, TrainConfig, fit
 
 # %% ../nbs/08_pretraining.ipynb #c9725676
 class UntiedLM(MaskedLM):

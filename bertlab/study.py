@@ -20,7 +20,8 @@ from .finetuning import FinetuneConfig, finetune, save_classifier
 from .mlm import fill_mask, load_model
 from .pretraining import PretrainConfig, prepare, pretrain
 from .reporting import plot_histories, text_table
-from .training import TrainConfig, claim_run, pick_device, run_record
+from .records import claim_run, pick_device, run_record
+from .training import TrainConfig
 
 # %% ../nbs/14a_study.ipynb #cd7617b9
 def run_finetuning(

@@ -4,23 +4,20 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'make_optimizers', 'TrainConfig', 'lr_at', 'Task', 'save_checkpoint', 'checkpoints', 'Foreign',
-           'load_checkpoint', 'Diverged', 'Interrupted', 'fit', 'claim_run', 'pick_device', 'versions', 'run_record']
+           'load_checkpoint', 'Diverged', 'Interrupted', 'fit']
 
 # %% ../nbs/07_training.ipynb #54fab2f3
 import contextlib
 import json
 import math
-import platform
 import re
 import shutil
 import signal
-import subprocess
 import threading
 import time
 import warnings
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -431,76 +428,3 @@ def fit(
                     break
     task.model.eval()
     return run.state["history"]
-
-# %% ../nbs/07_training.ipynb #a48f0f94
-def claim_run(
-    folder: "str | Path",  # where the run lives
-    settings: dict,  # everything that decides its outcome, JSON-able
-) -> "dict | None":  # the record of a run that is done; None if there is work to do
-    "Take a folder for a run, or find the run in it."
-    folder = Path(folder)
-    settings = json.loads(json.dumps(settings))  # as they come back from a file: tuples are lists
-    for path in folder.glob(".*.part"):  # what a killed process left half-written
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
-    if not (folder / "record.json").is_file() and not checkpoints(folder):  # nothing that could be mixed up
-        write_json(folder / "config.json", settings)
-    known = read_json(folder / "config.json")
-    if not isinstance(known, dict):
-        raise BertlabError("is not the config of a run", folder / "config.json", remedy="Choose another folder, or delete this one")
-    if known != settings:
-        differ = sorted(k for k in known.keys() | settings.keys() if known.get(k) != settings.get(k))
-        raise BertlabError(f"holds a run with other settings ({', '.join(differ)})", folder, remedy="Choose another folder, or delete this one")
-    if not (folder / "record.json").is_file():
-        return None
-    record = read_json(folder / "record.json")
-    if not isinstance(record, dict) or not {"kind", "result", "history"} <= set(record):
-        raise BertlabError("is not a run record", folder / "record.json", remedy="Delete it: the run is finished from its last checkpoint")
-    return record
-
-# %% ../nbs/07_training.ipynb #3f6a856d
-def pick_device() -> torch.device:
-    "The GPU if there is one, else the CPU."
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _git_commit() -> "str | None":
-    "The commit that the package was run from, if it lies in a git checkout."
-    here = Path(__file__).resolve().parent if "__file__" in globals() else Path.cwd()
-    try:
-        done = subprocess.run(["git", "-C", str(here), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=5)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def versions() -> "dict[str, str]":
-    "The versions that a number depends on."
-    names = ("bertlab", "torch", "tokenizers", "numpy", "scikit-learn")
-    installed = {d.metadata["Name"]: d.version for d in map(_distribution, names) if d}
-    return {"python": platform.python_version(), **installed}
-
-
-def _distribution(name: str):
-    "An installed distribution, or None."
-    try:
-        return metadata.distribution(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-# %% ../nbs/07_training.ipynb #61613bb9
-def run_record(
-    kind: str,  # pretraining, finetuning, translation
-    config: dict,  # everything that was chosen
-    corpus: dict,  # name, hash and counts of the data
-    history: "list[dict]",
-    result: dict,  # the scores that count
-    **more,  # whatever else belongs to this kind of run
-) -> dict:
-    "The evidence of a finished run, as one JSON-able dict."
-    device = pick_device()
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    seconds = history[-1]["seconds"] if history else 0.0
-    tokens = sum(row.get("tokens", 0) for row in history)
-    speed = {"seconds": round(seconds, 1), "tokens": int(tokens), "tokens_per_second": round(tokens / seconds) if seconds else None}
-    made = {"finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "git_commit": _git_commit(), "versions": versions(), "device": name}
-    return {"kind": kind, "config": config, "corpus": corpus, "result": result, **speed, **more, **made, "history": history}

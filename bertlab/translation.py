@@ -28,7 +28,8 @@ from .encoder import EncoderConfig, n_parameters
 from .mlm import build_model, encoder_config, evaluating, load_model, mlm_metrics, mlm_summary, read_model, write_model
 from .packing import Layout, TokenStore, build_store, epoch_order, memory_store, prefetch
 from .text import near_duplicate_key, normalize, split_of
-from .training import Task, TrainConfig, claim_run, fit, pick_device, run_record
+from .records import claim_run, pick_device, run_record
+from .training import Task, TrainConfig, fit
 
 # %% ../nbs/11a_translation.ipynb #5f4baa90
 LANGUAGES = ("ko", "en")
