@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'field_help', 'whole_numbers', 'add_flags', 'from_flags', 'study_command', 'data_command',
-           'pretrain_command', 'finetune_command', 'fill_mask_command', 'predict_command', 'memory', 'corpus_states',
-           'trials_command', 'bench_command', 'plan_command', 'doctor_command', 'overview', 'plain_words', 'main']
+           'pretrain_command', 'finetune_command', 'fill_mask_command', 'predict_command', 'translate_command',
+           'memory', 'corpus_states', 'trials_command', 'bench_command', 'plan_command', 'doctor_command', 'overview',
+           'plain_words', 'main']
 
 # %% ../nbs/16_cli.ipynb #bba926b7
 import argparse
@@ -22,8 +23,9 @@ from .core import BertlabError
 def field_help(
     cls: type,  # a dataclass
 ) -> "dict[str, str]":  # field -> its comment
-    "The comment beside each field of a dataclass."
-    return dict(re.findall(r"^    (\w+): [^#\n]+#\s*(.+)$", inspect.getsource(cls), re.M))
+    "The comment beside each field of a dataclass, inherited or its own."
+    source = "\n".join(map(inspect.getsource, cls.__mro__[:-1]))
+    return dict(re.findall(r"^    (\w+): [^#\n]+#\s*(.+)$", source, re.M))
 
 
 def whole_numbers(
@@ -177,6 +179,39 @@ def predict_command(
     for text, row in zip(args.texts, probabilities):
         print(f"{model.config['labels'][row.argmax()]}  {row.max():.3f}  {text}")
 
+# %% ../nbs/16_cli.ipynb #2824adb5
+def _train_translator(
+    argv: "list[str]",
+):
+    "Train a translator on a parallel corpus. Stopped and typed again, it goes on where it was."
+    from bertlab.reporting import text_table
+    from bertlab.translation import TranslationConfig, train_translator
+
+    parser = _parser("translate train", _train_translator.__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    add_flags(parser, TranslationConfig)
+    args = parser.parse_args(argv)
+    record = train_translator(from_flags(TranslationConfig, args), args.out)
+    print(f"{text_table([{'system': name, **scores} for name, scores in record['result'].items()])}\n\nmodel: {args.out / 'model'}")
+
+# %% ../nbs/16_cli.ipynb #df9a82eb
+def translate_command(
+    argv: "list[str]",
+):
+    "Translate sentences; or train a translator: translate train --corpus PATH --out DIR."
+    if argv[:1] == ["train"]:
+        return _train_translator(argv[1:])
+    parser = _parser("translate", translate_command.__doc__)
+    parser.add_argument("model", type=Path, help="folder of a translator, or the word train")
+    parser.add_argument("texts", nargs="+", help="sentences in the language that it was taught to read")
+    parser.add_argument("--beams", type=int, default=4, help="of the beam search; 1 is greedy (default: %(default)s)")
+    args = parser.parse_args(argv)
+    if args.beams < 1:
+        raise BertlabError(f"--beams is {args.beams}", remedy="Give 1 or more")
+    from bertlab.translation import load_translator, translate
+
+    print("\n".join(translate(*load_translator(args.model), args.texts, args.beams)))
+
 # %% ../nbs/16_cli.ipynb #e61f571c
 def memory() -> str:
     "The memory of this machine, and how much of it is free."
@@ -310,8 +345,8 @@ def doctor_command(
 # %% ../nbs/16_cli.ipynb #8b32130c
 COMMANDS = {
     "study": study_command, "data": data_command, "pretrain": pretrain_command, "finetune": finetune_command,
-    "fill-mask": fill_mask_command, "predict": predict_command, "trials": trials_command, "bench": bench_command, "plan": plan_command,
-    "doctor": doctor_command,
+    "fill-mask": fill_mask_command, "predict": predict_command, "translate": translate_command, "trials": trials_command, "bench": bench_command,
+    "plan": plan_command, "doctor": doctor_command,
 }
 
 

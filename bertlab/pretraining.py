@@ -23,7 +23,7 @@ from .encoder import ACTIVATIONS, EncoderConfig, flops_per_token, n_parameters
 from .masking import MaskedBatch, MaskingConfig, mask_batch
 from .mlm import MaskedLM, evaluate_mlm, mlm_loss, mlm_metrics, mlm_summary, save_model, unigram_baseline, write_model
 from .packing import Layout, TokenStore, epoch_order, prefetch, prepare_stores
-from .records import claim_run, pick_device, run_record
+from .records import pick_device, run_once, run_record
 from .training import Task, TrainConfig, fit
 
 # %% ../nbs/08_pretraining.ipynb #c9725676
@@ -285,20 +285,16 @@ def pretrain(
     folder: "str | Path",  # where the run lives: checkpoints/, then model/ and record.json
 ) -> dict:  # the run record
     "Pre-train a masked language model; goes on where it was stopped, and reads the record of what is done."
-    folder = Path(folder)
-    with folder_lock(folder, wait=False):
-        record = claim_run(folder, asdict(config))
-        if record:
-            return record
+    def work(folder: Path) -> dict:
         ready = prepare(config)
         torch.manual_seed(config.train.seed)
         model = MODELS[config.model](config.encoder(ready.tokenizer.get_vocab_size())).to(pick_device())
         task = MLMTask(model, ready.train, ready.valid, ready.tokenizer, config)
-        history = fit(task, config.train, folder, desc="pre-training")
-        record = _record(task, ready, history)
+        record = _record(task, ready, fit(task, config.train, folder, desc="pre-training"))
         _save(model.cpu(), ready, folder / "model", record["result"])
-        write_json(folder / "record.json", record)
-    return record
+        return record
+
+    return run_once(folder, asdict(config), work)
 
 
 def _record(task: MLMTask, ready: Prepared, history: "list[dict]") -> dict:
