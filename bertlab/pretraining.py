@@ -8,7 +8,6 @@ __all__ = ['MODELS', 'ORDERS', 'UntiedLM', 'torch_stack', 'TorchLM', 'as_own', '
            'pretrain']
 
 # %% ../nbs/08_pretraining.ipynb #32fc784e
-import contextlib
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from .encoder import ACTIVATIONS, EncoderConfig, flops_per_token, n_parameters
 from .masking import MaskedBatch, MaskingConfig, mask_batch
 from .mlm import MaskedLM, evaluate_mlm, mlm_loss, mlm_metrics, mlm_summary, save_model, unigram_baseline, write_model
 from .packing import Layout, TokenStore, epoch_order, prefetch, prepare_stores
-from .records import claim_run, pick_device, run_record
+from .records import pick_device, run_once, run_record
 from .training import Task, TrainConfig, fit
 
 # %% ../nbs/08_pretraining.ipynb #c9725676
@@ -291,15 +290,20 @@ def pretrain(
     folder: "str | Path",  # where the run lives: checkpoints/, then model/ and record.json
 ) -> dict:  # the run record
     "Pre-train a masked language model; goes on where it was stopped, and reads the record of what is done."
-    folder = Path(folder)
-    with contextlib.ExitStack() as held:
-        if rank() == 0:  # one process holds the folder for all
-            held.enter_context(folder_lock(folder, wait=False))
-        record = from_first(claim_run(folder, asdict(config)) if rank() == 0 else None)
-        return record or from_first(_train(config, folder))
+    def work(folder: Path) -> dict:
+        from_first(None)  # tells the others that there is no record yet
+        return _train(config, folder)
+
+    if rank() == 0:
+        return from_first(run_once(folder, asdict(config), work))
+    record = from_first(None)
+    if record is None:
+        _train(config, Path(folder))
+        record = from_first(None)
+    return record
 
 
-def _train(config: PretrainConfig, folder: Path) -> "dict | None":  # the record; only the first process has it
+def _train(config: PretrainConfig, folder: Path) -> dict:  # the record; that of the first process is whole
     "Train, and save what comes of it."
     ready = prepare(config)
     torch.manual_seed(config.train.seed)
@@ -307,10 +311,9 @@ def _train(config: PretrainConfig, folder: Path) -> "dict | None":  # the record
     task = MLMTask(model, ready.train, ready.valid, ready.tokenizer, config)
     history = fit(task, config.train, folder, desc="pre-training")
     if not task.writes:
-        return None
+        return {}
     record = _record(task, ready, history)
     _save(model.cpu(), ready, folder / "model", record["result"])
-    write_json(folder / "record.json", record)
     return record
 
 

@@ -19,13 +19,13 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from .bpe import token_chars
-from .core import BertlabError, folder_lock, write_json
+from .core import BertlabError
 from .decoder import Transformer, beam_search, cross_attention, greedy, shift, write
 from .encoder import EncoderConfig, n_parameters
 from .mlm import build_model, encoder_config, evaluating, load_model, mlm_metrics, mlm_summary, read_model, write_model
 from .packing import Layout, TokenStore, epoch_order, memory_store, prefetch
 from .pairs import PairBatch, PairsConfig, PairStore, PreparedPairs, prepare_pairs
-from .records import claim_run, pick_device, run_record
+from .records import pick_device, run_once, run_record
 from .text import normalize
 from .training import Task, TrainConfig, fit
 
@@ -300,17 +300,13 @@ def train_translator(
     folder: "str | Path",  # where the run lives: checkpoints/, then model/ and record.json
 ) -> dict:  # the run record
     "From a config to a trained and scored translator; goes on where it was stopped, and reads the record of what is done."
-    folder = Path(folder)
-    with folder_lock(folder, wait=False):
-        record = claim_run(folder, asdict(config))
-        if record:
-            return record
+    def work(folder: Path) -> dict:
         prepared = prepare_pairs(config)
         model = build_translator(config, prepared.tokenizer).to(pick_device())
         task = TranslationTask(model, prepared.train, prepared.valid, token_chars(prepared.tokenizer), config.train.batch_size,
                                config.train.seed, config.smoothing, config.valid_pairs)
-        history = fit(task, config.train, folder, desc="translation")
-        record = translation_record(config, prepared, model, history)
+        record = translation_record(config, prepared, model, fit(task, config.train, folder, desc="translation"))
         save_translator(model.cpu(), prepared.tokenizer, folder / "model", {"corpus": prepared.corpus})
-        write_json(folder / "record.json", record)
-    return record
+        return record
+
+    return run_once(folder, asdict(config), work)
