@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['WORK', 'Stopwatch', 'timed_step', 'loop_section', 'elsewhere', 'peak_memory', 'encode_speed', 'tokenizing_section',
            'naive_merges', 'bpe_section', 'store_speed', 'store_section', 'features_section', 'first_step',
-           'startup_section', 'sections_for', 'run_bench']
+           'startup_section', 'cut_store', 'layers_of', 'scaling_cases', 'scaling_section', 'step_memory',
+           'memory_section', 'sections_for', 'run_bench']
 
 # %% ../nbs/13b_bench.ipynb #0d37f786
 import itertools
@@ -17,6 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +32,9 @@ from .encoder import Encoder, EncoderConfig
 from .finetuning import FeatureCache, FinetuneConfig, FinetuneTask, build_classifier, train_config
 from .masking import mask_batch
 from .mlm import MaskedLM, mlm_loss, mlm_metrics
-from .packing import build_store, memory_store
+from .packing import TokenStore, build_store, memory_store
 from .pretraining import PretrainConfig, prepare
-from .race import SHAPES, Racer, race_batches, synchronize, take_turn, training_section
+from .race import SHAPES, Racer, batch_flops, matmul_rates, race_batches, synchronize, take_turn, training_section
 from .records import pick_device, run_record
 from .training import make_optimizers
 
@@ -280,6 +282,66 @@ def startup_section(device: torch.device, repeats: int = 2) -> dict:
     first = min(elsewhere("first_step", time.time(), TQDM_DISABLE="1")[0] for _ in range(repeats))
     return {name: seconds(code) for name, code in codes.items()} | {"first step": first}
 
+# %% ../nbs/13b_bench.ipynb #7bb1eba1
+def cut_store(
+    store: TokenStore,
+    length: int,  # tokens of a piece
+) -> TokenStore:
+    "The text of a store, cut into pieces that are equally long."
+    offsets = np.arange(0, store.n_tokens + 1, length)
+    return TokenStore(store.ids[: offsets[-1]], offsets, {"sentences": len(offsets) - 1, "tokens": int(offsets[-1])})
+
+# %% ../nbs/13b_bench.ipynb #47e0455e
+def layers_of(
+    width: int,  # d
+    vocabulary: int,
+) -> EncoderConfig:
+    "Four layers of a width, with heads and feed-forward in proportion."
+    return EncoderConfig(vocabulary, d_model=width, heads=max(1, width // 64), d_ff=4 * width, layers=4)
+
+
+def scaling_cases(width: int, tokens: int) -> "list[tuple[str, int, int, int]]":  # axis, width, batch, length
+    "One thing changed at a time; with the length, the tokens of a batch stay the same."
+    cases = [("width", d, tokens // 32, 32) for d in (width // 2, width, 2 * width)]
+    cases += [("batch", width, tokens // 32 // part, 32) for part in (16, 4)]
+    return cases + [("length", width, tokens // n, n) for n in (8, 128, 256)]
+
+
+def scaling_section(device: torch.device, width: int, tokens: int, precision: str) -> dict:
+    "Tokens a second against width, batch and length."
+    ready, rows, rate = prepare(PretrainConfig()), [], matmul_rates(device, 3)[precision]
+    for axis, d, batch, length in scaling_cases(width, tokens):
+        torch.manual_seed(0)
+        model, store = MaskedLM(layers_of(d, ready.tokenizer.get_vocab_size())).to(device), cut_store(ready.train, length)
+        racer, ahead = Racer(model, store, ready.tokenizer, precision, batch), race_batches(store, batch, 1)
+        turn = lambda steps: take_turn(racer, [next(ahead) for _ in range(steps)])
+        turn(1)
+        steps = max(2, min(8, tokens // (batch * length)))
+        speeds = [taken["tokens"] / taken["seconds"] for taken in (turn(steps), turn(steps))]
+        flops = batch_flops(model.config, np.full(batch, length), "bertlab") / (batch * length)
+        row = {"axis": axis, "width": d, "batch": batch, "length": length, "tokens_per_second": max(speeds)}
+        rows.append(row | {"flops_per_token": flops, "busy": max(speeds) * flops / rate})
+    return {"precision": precision, "matmul": rate, "rows": rows}
+
+# %% ../nbs/13b_bench.ipynb #9d5fae5f
+def step_memory(width: int, batch: int) -> dict:
+    "The highest memory of a process that trains two steps on the default corpus."
+    ready = prepare(PretrainConfig())
+    torch.manual_seed(0)
+    racer = Racer(MaskedLM(layers_of(width, ready.tokenizer.get_vocab_size())), ready.train, ready.tokenizer, batch_size=batch)
+    ahead = race_batches(ready.train, batch)
+    plan, before = [next(ahead) for _ in range(2)], peak_memory()
+    take_turn(racer, plan)
+    tokens = max(int(ready.train.lengths[numbers].sum()) for numbers in plan)
+    return {"width": width, "batch": batch, "tokens": tokens, "before_mib": before, "peak_mib": peak_memory()}
+
+
+def memory_section(device: torch.device) -> "list[dict]":
+    "The memory of a training step by width and batch, each in a process of its own."
+    cases = itertools.product((128, 256, 512), (32, 128, 256))
+    with ThreadPoolExecutor(2) as pool:  # memory is the same however long a step takes
+        return list(pool.map(lambda case: elsewhere("step_memory", *case, OMP_NUM_THREADS="1", TQDM_DISABLE="1")[0], cases))
+
 # %% ../nbs/13b_bench.ipynb #56fc905c
 def sections_for(
     device: torch.device,
@@ -290,13 +352,18 @@ def sections_for(
         final = lambda batch, **more: lambda device: training_section("final", device, batch, steps=10, **more)
         found = {"training, final, batch 128": final(128)}
         found |= {f"training, final, batch {n}": final(n, only=large) for n in (512, 1024, 2048)}
-        return found | {"loop": lambda device: loop_section(device, ("final",))}
-    races = {"small": dict(steps=4, rounds=4), "middle": dict(steps=3, rounds=3)}
-    race_over = lambda shape: lambda device: training_section(shape, device, **races[shape])
-    found = {f"training, {shape}, batch 128": race_over(shape) for shape in races}
-    found["training, small, all lengths"] = lambda device: training_section("small", device, steps=4, rounds=2, least=1)
-    found |= {"loop": lambda device: loop_section(device, tuple(races)), "tokenizing": tokenizing_section, "bpe": bpe_section}
-    return found | {"store": store_section, "features": features_section, "startup": startup_section}
+        found["loop"] = lambda device: loop_section(device, ("final",))
+        return found | {"scaling": lambda device: scaling_section(device, 1024, 65536, "bf16")}
+    fastest = lambda name: name.startswith("bertlab") or name == "transformers, fp32"
+    found = {
+        "training, small, batch 128": lambda device: training_section("small", device, steps=3, rounds=3),
+        "training, middle, batch 128": lambda device: training_section("middle", device, steps=2, rounds=2),
+        "training, small, all lengths": lambda device: training_section("small", device, steps=3, rounds=2, least=1, only=fastest),
+        "loop": lambda device: loop_section(device, ("small", "middle"), steps=4, rounds=2),
+    }
+    found |= {"tokenizing": tokenizing_section, "bpe": bpe_section, "store": store_section, "features": features_section}
+    found |= {"startup": startup_section, "scaling": lambda device: scaling_section(device, 256, 4096, "fp32")}
+    return found | {"memory": memory_section}
 
 # %% ../nbs/13b_bench.ipynb #0ff7772d
 def run_bench(

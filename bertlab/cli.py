@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'field_help', 'whole_numbers', 'add_flags', 'from_flags', 'study_command', 'data_command',
-           'pretrain_command', 'finetune_command', 'fill_mask_command', 'predict_command', 'memory', 'corpus_states',
-           'trials_command', 'bench_command', 'plan_command', 'doctor_command', 'overview', 'plain_words', 'main']
+           'pretrain_command', 'finetune_command', 'fill_mask_command', 'predict_command', 'translate_command',
+           'memory', 'corpus_states', 'trials_command', 'bench_command', 'plan_command', 'doctor_command', 'overview',
+           'plain_words', 'main']
 
 # %% ../nbs/16_cli.ipynb #bba926b7
 import argparse
@@ -22,8 +23,9 @@ from .core import BertlabError
 def field_help(
     cls: type,  # a dataclass
 ) -> "dict[str, str]":  # field -> its comment
-    "The comment beside each field of a dataclass."
-    return dict(re.findall(r"^    (\w+): [^#\n]+#\s*(.+)$", inspect.getsource(cls), re.M))
+    "The comment beside each field of a dataclass, inherited or its own."
+    source = "\n".join(map(inspect.getsource, cls.__mro__[:-1]))
+    return dict(re.findall(r"^    (\w+): [^#\n]+#\s*(.+)$", source, re.M))
 
 
 def whole_numbers(
@@ -104,14 +106,19 @@ def pretrain_command(
     argv: "list[str]",
 ):
     "Train a masked language model on a corpus. Stopped and typed again, it goes on where it was."
+    from bertlab.distributed import joined, rank
     from bertlab.pretraining import PretrainConfig, pretrain
     from bertlab.reporting import text_table
 
     parser = _parser("pretrain", pretrain_command.__doc__)
+    parser.epilog = "Several processes can share a run: torchrun --nproc-per-node 2 --no-python bertlab pretrain --out ..."
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     add_flags(parser, PretrainConfig)
     args = parser.parse_args(argv)
-    record = pretrain(from_flags(PretrainConfig, args), args.out)
+    with joined():
+        record, speaks = pretrain(from_flags(PretrainConfig, args), args.out), rank() == 0
+    if not speaks:
+        return
     rows = [{"model": name, **scores} for name, scores in (("unigram", record["unigram"]), ("BERT", record["result"]))]
     print(f"{text_table(rows)}\n\nmodel: {args.out / 'model'}")
 
@@ -177,6 +184,39 @@ def predict_command(
     for text, row in zip(args.texts, probabilities):
         print(f"{model.config['labels'][row.argmax()]}  {row.max():.3f}  {text}")
 
+# %% ../nbs/16_cli.ipynb #2824adb5
+def _train_translator(
+    argv: "list[str]",
+):
+    "Train a translator on a parallel corpus. Stopped and typed again, it goes on where it was."
+    from bertlab.reporting import text_table
+    from bertlab.translation import TranslationConfig, train_translator
+
+    parser = _parser("translate train", _train_translator.__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    add_flags(parser, TranslationConfig)
+    args = parser.parse_args(argv)
+    record = train_translator(from_flags(TranslationConfig, args), args.out)
+    print(f"{text_table([{'system': name, **scores} for name, scores in record['result'].items()])}\n\nmodel: {args.out / 'model'}")
+
+# %% ../nbs/16_cli.ipynb #df9a82eb
+def translate_command(
+    argv: "list[str]",
+):
+    "Translate sentences; or train a translator: translate train --corpus PATH --out DIR."
+    if argv[:1] == ["train"]:
+        return _train_translator(argv[1:])
+    parser = _parser("translate", translate_command.__doc__)
+    parser.add_argument("model", type=Path, help="folder of a translator, or the word train")
+    parser.add_argument("texts", nargs="+", help="sentences in the language that it was taught to read")
+    parser.add_argument("--beams", type=int, default=4, help="of the beam search; 1 is greedy (default: %(default)s)")
+    args = parser.parse_args(argv)
+    if args.beams < 1:
+        raise BertlabError(f"--beams is {args.beams}", remedy="Give 1 or more")
+    from bertlab.translation import load_translator, translate
+
+    print("\n".join(translate(*load_translator(args.model), args.texts, args.beams)))
+
 # %% ../nbs/16_cli.ipynb #e61f571c
 def memory() -> str:
     "The memory of this machine, and how much of it is free."
@@ -216,17 +256,19 @@ def trials_command(
     parser.add_argument("--scale", default="mini", help="mini, full or study (default: %(default)s)")
     parser.add_argument("--corpus", help="name or path; needed at full and study")
     parser.add_argument("--seeds", type=int, default=1, help="seeds a row, to learn the spread (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=1, help="rows at a time (default: %(default)s)")
     parser.add_argument("--folder", type=Path, help="folder of the records (default: nbs/runs, or runs)")
     args = parser.parse_args(argv)
     from bertlab.reporting import text_table
-    from bertlab.trials import run_trials, trials_status
+    from bertlab.scales import run_trials
+    from bertlab.verdicts import trials_status
 
     if args.action == "list":
         print(text_table(trials_status(args.folder)))
         return
     if bool(args.names) == args.all:
         raise BertlabError("name what to run, or say --all", remedy="For example: bertlab trials run T5 --scale mini")
-    run_trials(args.names, args.scale, args.corpus, args.folder, args.seeds)
+    run_trials(args.names, args.scale, args.corpus, args.folder, args.seeds, args.jobs)
 
 # %% ../nbs/16_cli.ipynb #be0c4a11
 def bench_command(
@@ -308,8 +350,8 @@ def doctor_command(
 # %% ../nbs/16_cli.ipynb #8b32130c
 COMMANDS = {
     "study": study_command, "data": data_command, "pretrain": pretrain_command, "finetune": finetune_command,
-    "fill-mask": fill_mask_command, "predict": predict_command, "trials": trials_command, "bench": bench_command, "plan": plan_command,
-    "doctor": doctor_command,
+    "fill-mask": fill_mask_command, "predict": predict_command, "translate": translate_command, "trials": trials_command, "bench": bench_command,
+    "plan": plan_command, "doctor": doctor_command,
 }
 
 

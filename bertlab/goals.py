@@ -133,13 +133,13 @@ def race_rows(
     "A race as a table: speed, ratio to the slowest, use of the machine, loss."
     rows = list(race_of(result, section).values())
     least = min((row["tokens_per_second"] for row in rows), default=1)
-    shared = min((len(row["losses"]) for row in rows), default=0)
+    shared = min((len(row["losses"]) for row in rows if row["way"] != "study"), default=0)
     table = []
     for row in sorted(rows, key=lambda row: -row["tokens_per_second"]):
         speed = {"who": row["name"], "tokens/s": round(row["tokens_per_second"]), "times": row["tokens_per_second"] / least}
         use = {"MFU, nominal": row["mfu"], "executed": row["busy"]}
-        last = f"{row['losses'][-1]:.3f} after {len(row['losses'])}"
-        table.append({**speed, **use, f"loss at step {shared}": row["losses"][shared - 1], "last loss": last})
+        losses = {f"loss at step {n}": row["losses"][n - 1] if n <= len(row["losses"]) else None for n in (1, shared)}
+        table.append({**speed, **use, **losses})
     return table
 
 # %% ../nbs/13c_goals.ipynb #5c9b5807

@@ -342,7 +342,7 @@ class Course:
     def entrant(self, change, way: str, precision: str, racer: type = Racer, warm: int = 6, **more) -> Entrant:
         "Someone who takes part; on a GPU the first steps do not count."
         on_gpu = self.device.type == "cuda"
-        steps, rounds = (1, min(2, self.rounds)) if way == "study" and not on_gpu else (self.steps, self.rounds)
+        steps, rounds = (1, max(1, self.rounds // 2)) if way == "study" and not on_gpu else (self.steps, self.rounds)
         settings = dict(precision=precision, batch_size=self.batch_size, **more)
         make = lambda: racer(self.model(change), self.ready.train, self.ready.tokenizer, **settings)
         return Entrant(make, way, steps, rounds, warm if on_gpu else 0)

@@ -7,20 +7,19 @@ __all__ = ['PRETRAINING', 'FINETUNING', 'HOLES', 'run_finetuning', 'describe_dat
            'run_study', 'summary', 'shorten']
 
 # %% ../nbs/14a_study.ipynb #ad810330
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from .core import digest, file_digest, folder_lock, paper_style, read_json, save_figure, write_json
+from .core import digest, file_digest, paper_style, save_figure
 from .encoder import n_parameters
 from .evaluation import Labelled, baselines, classification_scores, confusion_counts, holdout, plot_confusion, read_labelled, wrong_examples
 from .finetuning import FinetuneConfig, finetune, save_classifier
 from .mlm import fill_mask, load_model
 from .pretraining import PretrainConfig, prepare, pretrain
 from .reporting import plot_histories, text_table
-from .records import claim_run, pick_device, run_record
+from .records import pick_device, run_once, run_record
 from .training import TrainConfig
 
 # %% ../nbs/14a_study.ipynb #cd7617b9
@@ -32,20 +31,18 @@ def run_finetuning(
     valid: float = 0.1,  # the part to judge on, in tenths
 ) -> dict:  # the run record
     "Fine-tune a pre-trained model and its baselines on one split; goes on where it was stopped, and never does it twice."
-    folder, about = Path(folder), describe_data(data)
+    about = describe_data(data)
     settings = {**asdict(config), "model": file_digest(Path(model) / "model.safetensors"), "data": about, "valid": valid}
-    with folder_lock(folder, wait=False):
-        record = claim_run(folder, settings)
-        if record:
-            return record
+
+    def work(folder: Path) -> dict:
         mlm, tokenizer = load_model(model)
         train, judged = holdout(data, valid)
         done = finetune(mlm.encoder.to(pick_device()), tokenizer, data, train, judged, config, folder=folder)
         result = judge(data, train, judged, done.probabilities)
-        record = run_record("finetuning", settings, about, done.history, result, parameters=n_parameters(done.model))
         save_classifier(done.model.cpu(), tokenizer, folder / "model", extra={"result": result["scores"][-1]})
-        write_json(folder / "record.json", json.loads(json.dumps(record)))
-    return read_json(folder / "record.json")
+        return run_record("finetuning", settings, about, done.history, result, parameters=n_parameters(done.model))
+
+    return run_once(folder, settings, work)
 
 # %% ../nbs/14a_study.ipynb #4679822f
 def describe_data(

@@ -85,6 +85,23 @@ def test_finetune_and_predict(run, tmp_path):
     assert done.returncode == 0 and done.stdout.split()[0] in ("numpy", "matplotlib")
 
 
+def test_translate_trains_and_translates(tmp_path):
+    pairs = [(f"{ko} {number} 개", f"{number} {en}s") for number in range(10, 60) for ko, en in (("파일", "file"), ("폴더", "folder"), ("셀", "cell"))]
+    names = "가나다라마바사아자차카타파하"
+    pairs += [(f"{a}{b} 열기", f"open {chr(97 + i)}{chr(97 + j)}") for i, a in enumerate(names) for j, b in enumerate(names)]
+    (tmp_path / "pairs.tsv").write_text("\n".join(["ko\ten", *map("\t".join, pairs)]), encoding="utf8")
+    words = ["translate", "train", "--corpus", tmp_path / "pairs.tsv", "--held", 0.2, "--out", tmp_path / "run", "--epochs", 2, "--beams", 2,
+             "--merges", 60, "--d-model", 16, "--heads", 2, "--d-ff", 32, "--layers", 1, "--max-len", 32]
+    done = bertlab(*words)
+    assert done.returncode == 0, done.stderr
+    assert "copy the source" in done.stdout and "beam search, 2 beams" in done.stdout
+    record = json.loads((tmp_path / "run" / "record.json").read_text(encoding="utf8"))
+    assert record["kind"] == "translation" and len(record["history"]) == 2
+    assert bertlab(*words).stdout == done.stdout  # the record is read, not made again
+    done = bertlab("translate", tmp_path / "run" / "model", "파일 3 개", "폴더 4 개", "--beams", 1)
+    assert done.returncode == 0 and done.stdout.count("\n") == 2, done.stderr
+
+
 def test_doctor_names_the_versions():
     done = bertlab("doctor")
     assert done.returncode == 0 and "torch" in done.stdout and "free disk" in done.stdout and "GiB free" in done.stdout
@@ -101,6 +118,10 @@ def test_doctor_names_the_versions():
     (["fill-mask", "nowhere", "a [MASK]"], "no such folder"),
     (["finetune", "--model", "nowhere", "--data", "nothing.csv", "--out", "x"], "nothing.csv"),
     (["predict", "nowhere"], "nothing to classify"),
+    (["translate", "nowhere", "문장"], "no such folder"),
+    (["translate", "nowhere", "문장", "--beams", "0"], "--beams is 0"),
+    (["translate", "train", "--out", "x", "--source", "fr"], "Choose ko or en"),
+    (["translate", "train", "--out", "x", "--smoothing", "2"], "smoothing is 2"),
 ])
 def test_mistakes_cost_one_line(words, says, corpus, tmp_path):
     done = bertlab(*[corpus if w == "CORPUS" else w for w in words], cwd=tmp_path)

@@ -16,11 +16,11 @@ from bertlab.decoder import CausalLM, Decoder, LanguageModelTask, Transformer, b
 from bertlab.encoder import EncoderConfig, n_parameters
 from bertlab.mlm import MaskedLM, save_model
 from bertlab.packing import Layout, memory_store
+from bertlab.pairs import PairStore, SplitPairs, prepare_pairs, write_training_text
 from bertlab.text import near_duplicate_key
 from bertlab.training import Interrupted, TrainConfig, fit
 from bertlab.translation import (
-    PairStore, SplitPairs, TranslationConfig, TranslationTask, build_translator, load_translator, prepare_pairs, save_translator,
-    train_translator, translate, write_training_text,
+    TranslationConfig, TranslationTask, build_translator, load_translator, save_translator, train_translator, translate,
 )
 
 VOCAB = 23
