@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from .bpe import split_punctuation
-from .core import BertlabError, atomic_path, digest, file_digest, folder_lock, write_json
+from .core import BertlabError, atomic_path, digest, file_digest
 from .encoder import n_parameters
 from .mlm import load_model, save_model
 from .packing import memory_store
 from .pretraining import MLMTask, PretrainConfig
-from .records import claim_run, pick_device, run_record
+from .records import pick_device, run_once, run_record
 from .text import normalize, split_of
 from .training import TrainConfig, fit
 
@@ -86,20 +86,18 @@ def adapt(
     train: TrainConfig = ADAPTING,
 ) -> dict:  # the run record
     "Go on with the pre-training of a model on the texts of a task."
-    folder, about = Path(folder), {"texts": len(texts), "fingerprint": digest(texts)}
+    about = {"texts": len(texts), "fingerprint": digest(texts)}
     settings = {"model": file_digest(Path(model) / "model.safetensors"), "data": about, "train": asdict(train)}
-    with folder_lock(folder, wait=False):
-        record = claim_run(folder, settings)
-        if record:
-            return record
+
+    def work(folder: Path) -> dict:
         task = _adapting_task(model, texts, train)
         before = task.evaluate()
         history = fit(task, train, folder, desc="adapting")
         result = {"before": before, "after": task.evaluate()}
-        record = run_record("adaptation", settings, about, history, result, parameters=n_parameters(task.model))
         save_model(task.model.cpu(), task.tokenizer, folder / "model", extra={"result": result})
-        write_json(folder / "record.json", record)
-    return record
+        return run_record("adaptation", settings, about, history, result, parameters=n_parameters(task.model))
+
+    return run_once(folder, settings, work)
 
 # %% ../nbs/10b_adaptation.ipynb #1adde454
 def _adapting_task(model: "str | Path", texts: "list[str]", train: TrainConfig) -> MLMTask:
