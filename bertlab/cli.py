@@ -106,14 +106,19 @@ def pretrain_command(
     argv: "list[str]",
 ):
     "Train a masked language model on a corpus. Stopped and typed again, it goes on where it was."
+    from bertlab.distributed import joined, rank
     from bertlab.pretraining import PretrainConfig, pretrain
     from bertlab.reporting import text_table
 
     parser = _parser("pretrain", pretrain_command.__doc__)
+    parser.epilog = "Several processes can share a run: torchrun --nproc-per-node 2 --no-python bertlab pretrain --out ..."
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     add_flags(parser, PretrainConfig)
     args = parser.parse_args(argv)
-    record = pretrain(from_flags(PretrainConfig, args), args.out)
+    with joined():
+        record, speaks = pretrain(from_flags(PretrainConfig, args), args.out), rank() == 0
+    if not speaks:
+        return
     rows = [{"model": name, **scores} for name, scores in (("unigram", record["unigram"]), ("BERT", record["result"]))]
     print(f"{text_table(rows)}\n\nmodel: {args.out / 'model'}")
 
@@ -251,17 +256,19 @@ def trials_command(
     parser.add_argument("--scale", default="mini", help="mini, full or study (default: %(default)s)")
     parser.add_argument("--corpus", help="name or path; needed at full and study")
     parser.add_argument("--seeds", type=int, default=1, help="seeds a row, to learn the spread (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=1, help="rows at a time (default: %(default)s)")
     parser.add_argument("--folder", type=Path, help="folder of the records (default: nbs/runs, or runs)")
     args = parser.parse_args(argv)
     from bertlab.reporting import text_table
-    from bertlab.trials import run_trials, trials_status
+    from bertlab.scales import run_trials
+    from bertlab.verdicts import trials_status
 
     if args.action == "list":
         print(text_table(trials_status(args.folder)))
         return
     if bool(args.names) == args.all:
         raise BertlabError("name what to run, or say --all", remedy="For example: bertlab trials run T5 --scale mini")
-    run_trials(args.names, args.scale, args.corpus, args.folder, args.seeds)
+    run_trials(args.names, args.scale, args.corpus, args.folder, args.seeds, args.jobs)
 
 # %% ../nbs/16_cli.ipynb #be0c4a11
 def bench_command(

@@ -10,14 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from joblib import parallel_config
 
-from bertlab import trials
+from bertlab import scales, trials, verdicts
 from bertlab.cli import main
 from bertlab.core import BertlabError, write_json
 
 ENV = os.environ | {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
 BERTLAB = str(Path(sys.executable).parent / "bertlab")
-TINY = trials.Scale("messages", width=32, heads=8, layers=6, merges=50, batch=8, epochs=200, max_len=32, valid_sentences=50, evals_per_epoch=20)
+TINY = scales.Scale("messages", width=32, heads=8, layers=6, merges=50, batch=8, epochs=200, max_len=32, valid_sentences=50, evals_per_epoch=20)
 
 
 def bertlab(*words, **env):
@@ -26,7 +27,7 @@ def bertlab(*words, **env):
 
 @pytest.fixture
 def tiny(monkeypatch, tmp_path, tmp_path_factory):
-    monkeypatch.setitem(trials.SCALES, "tiny", TINY)
+    monkeypatch.setitem(scales.SCALES, "tiny", TINY)
     monkeypatch.setenv("BERTLAB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("BERTLAB_RUNS", str(tmp_path / "runs"))
     return tmp_path / "runs"
@@ -50,7 +51,7 @@ def test_the_command_lists_every_row(tmp_path):
 @pytest.mark.parametrize("words, says", [
     (["run"], "say --all"), (["run", "T5", "--all"], "say --all"), (["run", "T99"], "no row 'T99'"), (["run", "FT.1"], "a search"),
     (["run", "T4", "--scale", "huge"], "Choose one of mini, full, study"), (["run", "T4", "--scale", "full"], "--corpus"),
-    (["run", "T4", "--scale", "full", "--corpus", "no/such"], "no such file"),
+    (["run", "T4", "--scale", "full", "--corpus", "no/such"], "no such file"), (["run", "T4", "--jobs", "0"], "jobs 0"),
 ])
 def test_mistakes_cost_one_line(words, says, tmp_path, capsys):
     assert main(["trials", *words, "--folder", str(tmp_path)]) == 2
@@ -59,26 +60,32 @@ def test_mistakes_cost_one_line(words, says, tmp_path, capsys):
 
 
 def test_run_twice_and_only_what_is_missing(tiny, capsys):
-    first = trials.run_trials(["T4.2", "T6"], "tiny")
+    first = scales.run_trials(["T4.2", "T6"], "tiny")
     assert [r["trial"] for r in first] == ["T4.2", "T6.1", "T6.2"]
     (tiny / "trial_tiny_T6.1.json").unlink()
     capsys.readouterr()
-    again = trials.run_trials(["T4", "T6"], "tiny")
+    again = scales.run_trials(["T4", "T6"], "tiny")
     done_before = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "done before" in line]
     assert done_before == ["T4.2", "T6.2"]
     assert [r["result"] for r in again[1:]] == [r["result"] for r in first]
     assert all(path.stat().st_size < 20_000 for path in tiny.glob("*.json"))
 
 
+def test_two_at_a_time(tiny):
+    with parallel_config(backend="threading"):  # processes of their own would not know the scale of this test
+        assert [r["trial"] for r in scales.run_trials(["T4", "T6.1"], "tiny", jobs=2)] == ["T4.1", "T4.2", "T6.1"]
+    assert sorted(p.name for p in tiny.glob("*.json")) == ["trial_tiny_T4.1.json", "trial_tiny_T4.2.json", "trial_tiny_T6.1.json"]
+
+
 def test_a_seed_has_a_record_of_its_own(tiny):
-    a, b = trials.run_trial("T4.1", "tiny"), trials.run_trial("T4.1", "tiny", seed=1)
+    a, b = scales.run_trial("T4.1", "tiny"), scales.run_trial("T4.1", "tiny", seed=1)
     assert a["result"] != b["result"]
     assert sorted(p.name for p in tiny.glob("*.json")) == ["trial_tiny_T4.1.json", "trial_tiny_T4.1_seed1.json"]
-    assert trials.spread([a, b], "accuracy") is not None
+    assert verdicts.spread([a, b], "accuracy") is not None
 
 
 def test_a_record_knows_what_it_cost_and_where_it_does_not_matter(tiny):
-    r = trials.run_trial("T4.1", "tiny")
+    r = scales.run_trial("T4.1", "tiny")
     assert r["flops"] > r["tokens"] * r["flops_per_token"]  # the output layer counts, too
     assert r["parameters"] > 0 and r["settings"]
     assert str(tiny.parent) not in json.dumps(r)
@@ -86,9 +93,9 @@ def test_a_record_knows_what_it_cost_and_where_it_does_not_matter(tiny):
 
 def test_killed_and_run_again(tiny):
     code = (
-        "from dataclasses import replace; import sys; from bertlab import trials; from test_trials import TINY\n"
-        "trials.SCALES['tiny'] = replace(TINY, epochs=40)\n"
-        "print(trials.run_trial('T4.1', 'tiny')['result'])"
+        "from dataclasses import replace; import sys; from bertlab import scales; from test_trials import TINY\n"
+        "scales.SCALES['tiny'] = replace(TINY, epochs=40)\n"
+        "print(scales.run_trial('T4.1', 'tiny')['result'])"
     )
     env = os.environ | ENV | {"BERTLAB_CACHE": os.environ["BERTLAB_CACHE"], "BERTLAB_RUNS": str(tiny), "PYTHONPATH": str(Path(__file__).parent)}
     victim = subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -105,37 +112,37 @@ def test_killed_and_run_again(tiny):
 
 
 def test_a_record_of_other_settings_is_not_taken_for_this_run(tiny, monkeypatch):
-    trials.run_trial("T4.1", "tiny")
-    monkeypatch.setitem(trials.SCALES, "tiny", replace(TINY, epochs=100))
+    scales.run_trial("T4.1", "tiny")
+    monkeypatch.setitem(scales.SCALES, "tiny", replace(TINY, epochs=100))
     with pytest.raises(BertlabError, match="other settings"):
-        trials.run_trial("T4.1", "tiny")
+        scales.run_trial("T4.1", "tiny")
 
 
 def test_a_damaged_record_is_named(tmp_path):
     (tmp_path / "trial_mini_T4.1.json").write_text("{", encoding="utf8")
     with pytest.raises(BertlabError, match="trial_mini_T4.1.json"):
-        trials.trial_records("mini", tmp_path)
+        verdicts.trial_records("mini", tmp_path)
 
 
 def test_a_run_that_diverges_does_not_stop_the_others(tiny, monkeypatch, capsys):
-    real = trials.pretrain
+    real = scales.pretrain
 
     def pretrain(config, folder):
         if config.train.lr == TINY.width * 5e-4:
-            raise trials.Diverged(3, config.train.lr, None, [])
+            raise scales.Diverged(3, config.train.lr, None, [])
         return real(config, folder)
 
-    monkeypatch.setattr(trials, "pretrain", pretrain)
-    assert [r["trial"] for r in trials.run_trials(["T4"], "tiny")] == ["T4.2"]
-    assert "T4.1  diverged: the loss" in capsys.readouterr().out
+    monkeypatch.setattr(scales, "pretrain", pretrain)
+    assert [r["trial"] for r in scales.run_trials(["T4"], "tiny")] == ["T4.2"]
+    assert "T4.1  seed 0  diverged: the loss" in capsys.readouterr().out
 
 
 def test_verdicts_need_more_than_luck():
     rule = "T4.1 accuracy > T4.2 accuracy"
     runs = lambda a, b, noise: [made_up("T4.1", a - noise), made_up("T4.1", a + noise, 1), made_up("T4.2", b - noise), made_up("T4.2", b + noise, 1)]
-    assert trials.verdict(rule, runs(0.62, 0.60, 0.001))["verdict"] == "reproduced"
-    assert trials.verdict(rule, runs(0.60, 0.62, 0.001))["verdict"] == "not reproduced"
-    assert trials.verdict(rule, runs(0.62, 0.60, 0.02))["verdict"].startswith("undecided")
+    assert verdicts.verdict(rule, runs(0.62, 0.60, 0.001))["verdict"] == "reproduced"
+    assert verdicts.verdict(rule, runs(0.60, 0.62, 0.001))["verdict"] == "not reproduced"
+    assert verdicts.verdict(rule, runs(0.62, 0.60, 0.02))["verdict"].startswith("undecided")
     chain = "T2.3 accuracy > T2.2 accuracy > T2.1 accuracy"
     ordered = [made_up(f"T2.{i}", a, s) for i, a in ((1, 0.1), (2, 0.2), (3, 0.15)) for s in (0, 1)]
-    assert trials.verdict(chain, ordered)["verdict"] == "not reproduced"  # one link of the chain points the other way
+    assert verdicts.verdict(chain, ordered)["verdict"] == "not reproduced"  # one link of the chain points the other way
