@@ -264,7 +264,7 @@ class MultiHeadAttention(nn.Module):
         "Queries (0), keys (1) and values (2) of the tokens x, from `first` to before `last`."
         part = slice(first * self.d_model, last * self.d_model)
         y = F.linear(x, self.in_proj_weight[part], self.in_proj_bias[part])
-        return y.view(len(x), last - first, self.heads, -1)
+        return y.view(len(x), last - first, self.heads, self.d_model // self.heads)
 
     def forward(
         self,

@@ -106,14 +106,19 @@ def pretrain_command(
     argv: "list[str]",
 ):
     "Train a masked language model on a corpus. Stopped and typed again, it goes on where it was."
+    from bertlab.distributed import joined, rank
     from bertlab.pretraining import PretrainConfig, pretrain
     from bertlab.reporting import text_table
 
     parser = _parser("pretrain", pretrain_command.__doc__)
+    parser.epilog = "Several processes can share a run: torchrun --nproc-per-node 2 --no-python bertlab pretrain --out ..."
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     add_flags(parser, PretrainConfig)
     args = parser.parse_args(argv)
-    record = pretrain(from_flags(PretrainConfig, args), args.out)
+    with joined():
+        record, speaks = pretrain(from_flags(PretrainConfig, args), args.out), rank() == 0
+    if not speaks:
+        return
     rows = [{"model": name, **scores} for name, scores in (("unigram", record["unigram"]), ("BERT", record["result"]))]
     print(f"{text_table(rows)}\n\nmodel: {args.out / 'model'}")
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .bpe import load_tokenizer, save_tokenizer, token_chars, train_tokenizer
 from .core import BertlabError, cache_dir, digest, folder_lock, read_json, write_json
 from .corpora import Corpus, open_corpus, split_of
+from .distributed import dealt, from_first, rank, shared, weighed, world
 from .encoder import ACTIVATIONS, EncoderConfig, flops_per_token, n_parameters
 from .masking import MaskedBatch, MaskingConfig, mask_batch
 from .mlm import MaskedLM, evaluate_mlm, mlm_loss, mlm_metrics, mlm_summary, save_model, unigram_baseline, write_model
@@ -213,7 +214,8 @@ class MLMTask(Task):
         self.model, self.train, self.valid, self.tokenizer, self.config = model, train, valid, tokenizer, config
         if not len(train) or not len(valid):
             raise BertlabError(f"the corpus gives {len(train)} training and {len(valid)} validation sentences", remedy="Give more text")
-        self.device = next(model.parameters()).device
+        self.device, self.writes = next(model.parameters()).device, rank() == 0
+        self.shared = shared(model)  # what the training calls
         self.token_chars = token_chars(tokenizer).to(self.device)
         self.sentences = training_sentences(train, tokenizer, config)
         self.steps_per_epoch = -(-len(self.sentences) // config.train.batch_size)
@@ -231,16 +233,19 @@ class MLMTask(Task):
         c, order = self.config.train, self.sentences
         if self.config.order == "shuffled":
             order = order[epoch_order(len(order), c.seed, epoch)]
-        return prefetch(self.train.batch(order[i : i + c.batch_size]) for i in range(start * c.batch_size, len(order), c.batch_size))
+        starts = range(start * c.batch_size, len(order), c.batch_size)
+        return prefetch(self.train.batch(dealt(order[i : i + c.batch_size])) for i in starts)
 
     def loss(self, batch, epoch):
-        "Mask, guess, compare."
+        "Mask, guess, compare; with others, if the batch is shared."
+        if rank():
+            torch.manual_seed(torch.initial_seed() + rank())  # dropout of its own
         batch = batch.to(self.device, non_blocking=True)
         masked = mask_batch(batch, self.model.config.vocab_size, self.config.masking, self.config.train.seed, epoch)
-        logits = self.model(masked)
-        loss = mlm_loss(logits, masked.targets)
+        logits = self.shared(masked)
+        loss = mlm_loss(logits, masked.targets) if len(masked.targets) else logits.sum()  # no sentence, no loss
         tokens = torch.tensor(batch.layout.n_tokens)
-        return loss, mlm_metrics(logits.detach(), masked.targets, self.token_chars, loss) | {"tokens": tokens}
+        return weighed(loss, mlm_metrics(logits.detach(), masked.targets, self.token_chars, loss) | {"tokens": tokens})
 
     def scores(self, sums):
         "Loss, accuracy and bits per character."
@@ -286,22 +291,37 @@ def pretrain(
 ) -> dict:  # the run record
     "Pre-train a masked language model; goes on where it was stopped, and reads the record of what is done."
     def work(folder: Path) -> dict:
-        ready = prepare(config)
-        torch.manual_seed(config.train.seed)
-        model = MODELS[config.model](config.encoder(ready.tokenizer.get_vocab_size())).to(pick_device())
-        task = MLMTask(model, ready.train, ready.valid, ready.tokenizer, config)
-        record = _record(task, ready, fit(task, config.train, folder, desc="pre-training"))
-        _save(model.cpu(), ready, folder / "model", record["result"])
-        return record
+        from_first(None)  # tells the others that there is no record yet
+        return _train(config, folder)
 
-    return run_once(folder, asdict(config), work)
+    if rank() == 0:
+        return from_first(run_once(folder, asdict(config), work))
+    record = from_first(None)
+    if record is None:
+        _train(config, Path(folder))
+        record = from_first(None)
+    return record
+
+
+def _train(config: PretrainConfig, folder: Path) -> dict:  # the record; that of the first process is whole
+    "Train, and save what comes of it."
+    ready = prepare(config)
+    torch.manual_seed(config.train.seed)
+    model = MODELS[config.model](config.encoder(ready.tokenizer.get_vocab_size())).to(pick_device())
+    task = MLMTask(model, ready.train, ready.valid, ready.tokenizer, config)
+    history = fit(task, config.train, folder, desc="pre-training")
+    if not task.writes:
+        return {}
+    record = _record(task, ready, history)
+    _save(model.cpu(), ready, folder / "model", record["result"])
+    return record
 
 
 def _record(task: MLMTask, ready: Prepared, history: "list[dict]") -> dict:
     "The record of a pre-training that has come to its end."
     result = {k.removeprefix("valid_"): v for k, v in history[-1].items() if k.startswith("valid_")}
     flops = 3 * flops_per_token(task.model.config, ready.train.n_tokens / len(ready.train))
-    more = {"parameters": n_parameters(task.model), "flops_per_token": flops, "unigram": context_free_scores(task)}
+    more = {"parameters": n_parameters(task.model), "flops_per_token": flops, "unigram": context_free_scores(task), "processes": world()}
     if ready.corpus["options"].get("lang") == "both":
         more["by_language"] = scores_by_language(task)
     return run_record("pretraining", asdict(task.config), ready.corpus, history, result, **more)

@@ -133,6 +133,7 @@ class Task(ABC):
 
     model: nn.Module
     steps_per_epoch: int
+    writes: bool = True  # whether this process saves checkpoints and heeds signals; of several that share a run, one does
 
     @abstractmethod
     def batches(self, epoch: int, start: int = 0):
@@ -248,7 +249,8 @@ def _resume(folder: Path, model: nn.Module, optimizers: list, fresh: dict) -> di
         except BertlabError as e:  # renamed, not deleted: but it must not count among the newest that are kept
             aside = path.with_name(path.name + ".damaged")
             shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
+            with contextlib.suppress(FileNotFoundError):  # another process of the same run was faster
+                path.rename(aside)
             warnings.warn(f"{path.name} is damaged and is passed over (it is now {aside.name}): {e.problem}", stacklevel=2)
     return fresh
 
@@ -312,7 +314,7 @@ class _Run:
     "The state of a training run."
 
     def __init__(self, task: Task, config: TrainConfig, folder: "Path | None"):
-        self.task, self.config, self.folder = task, config, folder
+        self.task, self.config, self.folder = task, config, folder if task.writes else None
         self.device = next(task.model.parameters()).device
         self.optimizers = make_optimizers(task.model, config.optimizer, config.lr, config.weight_decay)
         self.params = [p for p in task.model.parameters() if p.requires_grad]
@@ -403,7 +405,7 @@ def _after_step(run: _Run, caught: "list[int]"):
         _check_finite(run)
     if run.folder and (due or caught or time.perf_counter() - run.saved_at > 60 * run.config.checkpoint_minutes):
         _save(run)
-    if caught:
+    if caught and run.task.writes:
         saved = "; the same command goes on from there" if run.folder else ""
         raise Interrupted(f"stopped after step {step} of {run.total}{saved}")
 
@@ -417,7 +419,8 @@ def fit(
     "Train a task's model; can be stopped at any step and called again with the same result."
     run = _Run(task, config, Path(folder) if folder else None)
     task.model.train()
-    with _catch_signals() as caught, tqdm(total=run.total, initial=run.state["step"], desc=desc, unit="step", mininterval=0.5) as bar:
+    look = {"desc": desc, "unit": "step", "mininterval": 0.5} | ({} if task.writes else {"disable": True})
+    with _catch_signals() as caught, tqdm(total=run.total, initial=run.state["step"], **look) as bar:
         while run.state["step"] < run.total:
             epoch, start = divmod(run.state["step"], task.steps_per_epoch)
             for batch in task.batches(epoch, start):
