@@ -36,7 +36,7 @@ from .packing import TokenStore, build_store, memory_store
 from .pretraining import PretrainConfig, prepare
 from .race import SHAPES, Racer, batch_flops, matmul_rates, race_batches, synchronize, take_turn, training_section
 from .records import pick_device, run_record
-from .training import make_optimizers
+from .training import fit, make_optimizers
 
 # %% ../nbs/13b_bench.ipynb #167af775
 class Stopwatch:
