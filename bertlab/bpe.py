@@ -6,7 +6,7 @@
 __all__ = ['SPECIALS', 'PAD_ID', 'UNK_ID', 'CLS_ID', 'SEP_ID', 'MASK_ID', 'WORD_START', 'NORMALIZER', 'count_words', 'PairCounts',
            'apply_merge', 'learn_merges', 'build_normalizer', 'build_tokenizer', 'tokenizer_merges', 'tokenizer_digest',
            'train_tokenizer', 'save_tokenizer', 'load_tokenizer', 'token_chars', 'concat_ranges', 'WordEncoder',
-           'draw_tokens']
+           'split_punctuation', 'draw_tokens']
 
 # %% ../nbs/01_bpe.ipynb #8607f9d9
 import heapq
@@ -245,15 +245,11 @@ class _WordTable(dict):
         self.new = []
 
 # %% ../nbs/01_bpe.ipynb #657cdd28
-def _encode_words(tokenizer: Tokenizer, begins: np.ndarray, words: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    "Token ids of some words, int32 [t], and where each word ends in them. `begins`: does this token begin a word? bool [v]"
-    words = list(map(normalize, words))
-    parts = np.fromiter((word.count(" ") + bool(word) for word in words), np.int64, len(words))
-    lines = [" ".join(filter(None, words[i : i + 256])) for i in range(0, len(words), 256)]
-    encodings = tokenizer.encode_batch_fast(lines, add_special_tokens=False)
+def _encode_words(tokenizer: Tokenizer, words: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    "Token ids of some words, int32 [t], and where each word ends in them."
+    encodings = tokenizer.encode_batch_fast(list(map(normalize, words)), add_special_tokens=False)
     ids = np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), np.int32)
-    edges = np.append(np.flatnonzero(begins[ids]), len(ids))
-    return ids, edges[np.cumsum(parts)]
+    return ids, np.cumsum([len(encoding.ids) for encoding in encodings], dtype=np.int64)
 
 # %% ../nbs/01_bpe.ipynb #ad903399
 class WordEncoder:
@@ -267,8 +263,6 @@ class WordEncoder:
         self.max_words, self._table = max_words, _WordTable()
         self._tokenizer = Tokenizer.from_str(tokenizer.to_str())
         self._tokenizer.normalizer = normalizers.Sequence([])  # `normalize` has been there before
-        self._begins = np.zeros(tokenizer.get_vocab_size(), bool)
-        self._begins[[i for token, i in tokenizer.get_vocab().items() if token.startswith(WORD_START)]] = True
 
     def encode(
         self,
@@ -279,11 +273,21 @@ class WordEncoder:
             self._table = _WordTable()  # too large, or left incomplete by an interrupted call
         few = range(0, max(len(texts), 1), 512)  # so few texts at a time that their words stay in the processor's cache
         rows, n_words = map(np.concatenate, zip(*(self._table.look_up(texts[i : i + 512]) for i in few)))
-        self._table.fill(*_encode_words(self._tokenizer, self._begins, self._table.new))
+        self._table.fill(*_encode_words(self._tokenizer, self._table.new))
         ids, ends = np.frombuffer(self._table.ids, np.int32), np.frombuffer(self._table.ends, np.int64)
         lengths = ends[rows + 1] - ends[rows]
         upto = np.concatenate([[0], np.cumsum(lengths)])[np.concatenate([[0], np.cumsum(n_words)])]
         return ids[concat_ranges(ends[rows], lengths)], np.diff(upto)
+
+# %% ../nbs/01_bpe.ipynb #7be1940c
+def split_punctuation(
+    tokenizer: Tokenizer,  # is not changed
+) -> Tokenizer:  # with the same vocabulary and merges
+    "A tokenizer that takes every punctuation mark for a word of its own, as BERT's does."
+    apart = Tokenizer.from_str(tokenizer.to_str())
+    marks = pre_tokenizers.Punctuation("isolated")
+    apart.pre_tokenizer = pre_tokenizers.Sequence([marks, pre_tokenizers.Metaspace(replacement=WORD_START, prepend_scheme="always", split=True)])
+    return apart
 
 # %% ../nbs/01_bpe.ipynb #b9fb0ece
 def draw_tokens(

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'field_help', 'whole_numbers', 'add_flags', 'from_flags', 'study_command', 'data_command',
            'pretrain_command', 'finetune_command', 'fill_mask_command', 'predict_command', 'translate_command',
-           'memory', 'corpus_states', 'trials_command', 'bench_command', 'plan_command', 'doctor_command', 'overview',
-           'plain_words', 'main']
+           'memory', 'corpus_states', 'trials_command', 'sweep_command', 'bench_command', 'plan_command',
+           'doctor_command', 'overview', 'plain_words', 'main']
 
 # %% ../nbs/16_cli.ipynb #bba926b7
 import argparse
@@ -270,6 +270,31 @@ def trials_command(
         raise BertlabError("name what to run, or say --all", remedy="For example: bertlab trials run T5 --scale mini")
     run_trials(args.names, args.scale, args.corpus, args.folder, args.seeds, args.jobs)
 
+# %% ../nbs/16_cli.ipynb #5ee9c0de
+def sweep_command(
+    argv: "list[str]",
+):
+    "Run a sweep of the study with Ray Tune: a grid of classifiers (FT.1 to FT.6), or the search for an encoder's shape (P.4)."
+    parser = _parser("sweep", sweep_command.__doc__)
+    parser.add_argument("row", help="FT.1 to FT.6, or P.4; FT.2 and later go on from the record of FT.1")
+    parser.add_argument("--scale", default="mini", help="mini, full or study (default: %(default)s)")
+    parser.add_argument("--model", type=Path, help="folder of a pre-trained model, for FT")
+    parser.add_argument("--data", help="default, a CSV, or the folder of the disaster tweets, for FT")
+    parser.add_argument("--corpus", help="name or path, for P.4 at full and study")
+    parser.add_argument("--tries", type=int, default=24, help="tries of P.4 (default: %(default)s)")
+    parser.add_argument("--address", help="of a running Ray cluster (default: this machine)")
+    parser.add_argument("--gpus", type=float, default=0, help="GPUs for each try; may be a fraction (default: %(default)s)")
+    parser.add_argument("--asha", action="store_true", help="stop tries that lag behind early")
+    parser.add_argument("--folder", type=Path, help="folder of the records (default: nbs/runs, or runs)")
+    args = parser.parse_args(argv)
+    from bertlab.reporting import text_table
+    from bertlab.sweeps import run_sweep, tries_table
+
+    how = {"address": args.address, "gpus": args.gpus, "asha": args.asha}
+    record = run_sweep(args.row, args.scale, args.model, args.data, args.corpus, args.tries, args.folder, **how)
+    table = tries_table(record["tries"]).sort_values("valid_accuracy", ascending=False)
+    print(f"{text_table(table.head(10).to_dict('records'))}\n\n{len(table)} tries: {', '.join(f'{n} {end}' for end, n in record['result'].items())}")
+
 # %% ../nbs/16_cli.ipynb #be0c4a11
 def bench_command(
     argv: "list[str]",
@@ -350,8 +375,8 @@ def doctor_command(
 # %% ../nbs/16_cli.ipynb #8b32130c
 COMMANDS = {
     "study": study_command, "data": data_command, "pretrain": pretrain_command, "finetune": finetune_command,
-    "fill-mask": fill_mask_command, "predict": predict_command, "translate": translate_command, "trials": trials_command, "bench": bench_command,
-    "plan": plan_command, "doctor": doctor_command,
+    "fill-mask": fill_mask_command, "predict": predict_command, "translate": translate_command, "trials": trials_command, "sweep": sweep_command,
+    "bench": bench_command, "plan": plan_command, "doctor": doctor_command,
 }
 
 

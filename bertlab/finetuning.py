@@ -45,6 +45,7 @@ class FinetuneConfig:
     schedule: str = "constant"
     epochs: int = 10
     batch_size: int = 128
+    precision: str = "fp32"  # or bf16, as in `TrainConfig`
     seed: int = 0
 
     def __post_init__(self):

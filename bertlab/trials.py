@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SMALL', 'LARGE', 'SWISH', 'COSINE', 'GRID', 'SPACE', 'T1', 'T2', 'T3', 'T4', 'T5', 'T6', 'T7', 'LOG', 'FINAL', 'PILE',
-           'TUNING', 'TRIALS', 'ROWS', 'NAMES', 'Row', 'Trial', 'describe', 'trials_table']
+           'TUNING', 'TRIALS', 'ROWS', 'NAMES', 'Row', 'Trial', 'LogUniform', 'describe', 'trials_table']
 
 # %% ../nbs/12_trials.ipynb #aed847c3
 from collections.abc import Sequence
@@ -47,6 +47,24 @@ class Trial:
     rows: "tuple[Row, ...]"
     tests: "tuple[tuple[str, str], ...]" = ()  # (what is claimed, what must hold in our records)
 
+# %% ../nbs/12_trials.ipynb #5ac0ffee
+@dataclass(frozen=True)
+class LogUniform:
+    "A range to draw from, evenly in the logarithm."
+
+    low: float
+    high: float
+
+    def __str__(self):
+        return f"{self.low:g} to {self.high:g}, log-uniform"
+
+    def at(
+        self,
+        part: float,  # 0 for the low end, 1 for the high end
+    ) -> float:
+        "The value at a part of the way."
+        return self.low * (self.high / self.low) ** part
+
 # %% ../nbs/12_trials.ipynb #432a006c
 SMALL = {
     "lang": "en", "merges": 30_000, "batch_size": 256, "lr": 5e-4, "weight_decay": 1e-6, "d_model": 512, "heads": 8, "d_ff": 2048, "layers": 3,
@@ -56,7 +74,7 @@ LARGE = SMALL | {"merges": 5000, "batch_size": 128, "lr": 1e-4, "weight_decay": 
 SWISH = LARGE | {"activation": "swish"}
 COSINE = SWISH | {"schedule": "cosine", "period": 15, "lr": 2e-4}
 GRID = {"filters": [100, 200, 300], "freeze": ["all", 1], "kernels": [[3, 4, 5], [4, 5, 6, 7]], "lr": [1e-3, 1e-4, 5e-5], "dropout": [0.2, 0.5]}
-SPACE = {"d_model": [512, 768, 1024, 1536], "d_ff": [2048, 3072, 4096], "heads": [8, 12, 16], "layers": [3, 6, 9], "lr": "log-uniform 1e-5 to 5e-4",
+SPACE = {"d_model": [512, 768, 1024, 1536], "d_ff": [2048, 3072, 4096], "heads": [8, 12, 16], "layers": [3, 6, 9], "lr": LogUniform(1e-5, 5e-4),
          "batch_size": 128, "schedule": "constant", "epochs": 15}
 
 # %% ../nbs/12_trials.ipynb #443ce3ac
