@@ -285,8 +285,8 @@ def split_punctuation(
 ) -> Tokenizer:  # with the same vocabulary and merges
     "A tokenizer that takes every punctuation mark for a word of its own, as BERT's does."
     apart = Tokenizer.from_str(tokenizer.to_str())
-    marks = pre_tokenizers.Punctuation("isolated")
-    apart.pre_tokenizer = pre_tokenizers.Sequence([marks, pre_tokenizers.Metaspace(replacement=WORD_START, prepend_scheme="always", split=True)])
+    start = pre_tokenizers.Metaspace(replacement=WORD_START, prepend_scheme="always", split=True)
+    apart.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("isolated"), start])
     return apart
 
 # %% ../nbs/01_bpe.ipynb #b9fb0ece

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'field_help', 'whole_numbers', 'add_flags', 'from_flags', 'study_command', 'data_command',
-           'pretrain_command', 'finetune_command', 'fill_mask_command', 'predict_command', 'translate_command',
-           'memory', 'corpus_states', 'trials_command', 'sweep_command', 'bench_command', 'plan_command',
-           'doctor_command', 'overview', 'plain_words', 'main']
+           'pretrain_command', 'finetune_command', 'fill_mask_command', 'predict_command', 'tweets_command',
+           'translate_command', 'memory', 'corpus_states', 'trials_command', 'sweep_command', 'bench_command',
+           'plan_command', 'doctor_command', 'overview', 'plain_words', 'main']
 
 # %% ../nbs/16_cli.ipynb #bba926b7
 import argparse
@@ -183,6 +183,23 @@ def predict_command(
         return
     for text, row in zip(args.texts, probabilities):
         print(f"{model.config['labels'][row.argmax()]}  {row.max():.3f}  {text}")
+
+# %% ../nbs/16_cli.ipynb #3fa90c6e
+def tweets_command(
+    argv: "list[str]",
+):
+    "Compare all classifiers on the disaster tweets over grouped folds. Stopped and typed again, it goes on where it was."
+    parser = _parser("tweets", tweets_command.__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder with Kaggle's train.csv and test.csv")
+    parser.add_argument("--model", type=Path, required=True, help="folder of a pre-trained model")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--folds", type=int, default=5, help="(default: %(default)s)")
+    parser.add_argument("--epochs", type=float, default=5, help="of going on with the tweets' texts (default: %(default)s)")
+    args = parser.parse_args(argv)
+    from bertlab.crossvalidation import run_tweets
+
+    run_tweets(args.data, args.model, args.out, args.folds, args.epochs)
+    print(f"\nrecords: {args.out / 'records'}\nmodel: {args.out / 'model'}\nsubmission: {args.out / 'submission.csv'}")
 
 # %% ../nbs/16_cli.ipynb #2824adb5
 def _train_translator(
@@ -375,7 +392,7 @@ def doctor_command(
 # %% ../nbs/16_cli.ipynb #8b32130c
 COMMANDS = {
     "study": study_command, "data": data_command, "pretrain": pretrain_command, "finetune": finetune_command,
-    "fill-mask": fill_mask_command, "predict": predict_command, "translate": translate_command, "trials": trials_command, "sweep": sweep_command,
+    "fill-mask": fill_mask_command, "predict": predict_command, "tweets": tweets_command, "translate": translate_command, "trials": trials_command, "sweep": sweep_command,
     "bench": bench_command, "plan": plan_command, "doctor": doctor_command,
 }
 
