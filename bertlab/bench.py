@@ -346,7 +346,7 @@ def sections_for(
     "What is measured on this device."
     if device.type == "cuda":
         large = lambda name: "bf16" in name and (name.startswith("bertlab") or "compiled" in name)
-        final = lambda batch, **more: lambda device: training_section("final", device, batch, steps=10, **more)
+        final = lambda batch, **more: lambda device: training_section("final", device, batch, steps=20, **more)
         found = {"training, final, batch 128": final(128)}
         found |= {f"training, final, batch {n}": final(n, only=large) for n in (512, 1024, 2048)}
         found["loop"] = lambda device: loop_section(device, ("final",))
