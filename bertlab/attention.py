@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import warnings
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -175,7 +176,10 @@ def attend_in_groups(
 # %% ../nbs/04_attention.ipynb #8e4c8c5b
 def _varlen_takes(q: Tensor, dropout: float) -> bool:
     "Whether torch's variable-length kernel can do it: on CUDA, in half precision, without dropout."
-    return q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and not dropout and torch.__version__ >= (2, 10)
+    ready = q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and torch.__version__ >= (2, 10)
+    if ready and dropout:
+        warnings.warn("attention dropout is above 0, which the variable-length kernel cannot do: padded attention runs in its place, slower", stacklevel=2)
+    return ready and not dropout
 
 # %% ../nbs/04_attention.ipynb #640bb4a7
 def _int32_offsets(layout: Layout) -> Tensor:

@@ -36,7 +36,7 @@ from .packing import TokenStore, build_store, memory_store
 from .pretraining import PretrainConfig, prepare
 from .race import SHAPES, Racer, batch_flops, matmul_rates, race_batches, synchronize, take_turn, training_section
 from .records import pick_device, run_record
-from .training import make_optimizers
+from .training import fit, make_optimizers
 
 # %% ../nbs/13b_bench.ipynb #167af775
 class Stopwatch:
@@ -146,14 +146,11 @@ def _texts(part: int = 0, parts: int = 1) -> "tuple[list[str], float]":  # and t
 def encode_speed(how: str, part: int = 0, parts: int = 1) -> dict:
     "Encode the default corpus with bertlab's `WordEncoder`, or with `tokenizers` alone."
     tokenizer, (texts, megabytes) = prepare(PretrainConfig()).tokenizer, _texts(part, parts)
-    chunks, seconds = [texts[i : i + 8192] for i in range(0, len(texts), 8192)], []
-    for _ in range(2):
-        encode = WordEncoder(tokenizer).encode if how == "bertlab" else tokenizer.encode_batch_fast
-        started = time.perf_counter()
-        for chunk in chunks:
-            encode(chunk)
-        seconds.append(time.perf_counter() - started)
-    return {"megabytes": megabytes, "sentences": len(texts), "seconds": min(seconds)}
+    encode = WordEncoder(tokenizer).encode if how == "bertlab" else tokenizer.encode_batch_fast
+    started = time.perf_counter()
+    for i in range(0, len(texts), 8192):
+        encode(texts[i : i + 8192])
+    return {"megabytes": megabytes, "sentences": len(texts), "seconds": time.perf_counter() - started}
 
 # %% ../nbs/13b_bench.ipynb #246bca64
 def tokenizing_section(device: torch.device) -> "list[dict]":
@@ -349,7 +346,7 @@ def sections_for(
     "What is measured on this device."
     if device.type == "cuda":
         large = lambda name: "bf16" in name and (name.startswith("bertlab") or "compiled" in name)
-        final = lambda batch, **more: lambda device: training_section("final", device, batch, steps=10, **more)
+        final = lambda batch, **more: lambda device: training_section("final", device, batch, steps=20, **more)
         found = {"training, final, batch 128": final(128)}
         found |= {f"training, final, batch {n}": final(n, only=large) for n in (512, 1024, 2048)}
         found["loop"] = lambda device: loop_section(device, ("final",))

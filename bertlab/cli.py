@@ -392,8 +392,8 @@ def doctor_command(
 # %% ../nbs/16_cli.ipynb #8b32130c
 COMMANDS = {
     "study": study_command, "data": data_command, "pretrain": pretrain_command, "finetune": finetune_command,
-    "fill-mask": fill_mask_command, "predict": predict_command, "tweets": tweets_command, "translate": translate_command, "trials": trials_command, "sweep": sweep_command,
-    "bench": bench_command, "plan": plan_command, "doctor": doctor_command,
+    "fill-mask": fill_mask_command, "predict": predict_command, "tweets": tweets_command, "translate": translate_command, "trials": trials_command,
+    "sweep": sweep_command, "bench": bench_command, "plan": plan_command, "doctor": doctor_command,
 }
 
 

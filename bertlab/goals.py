@@ -16,7 +16,9 @@ def race_of(
     section: str,  # such as "training, small, batch 128"
 ) -> "dict[str, dict]":  # entrant -> its row; empty if there was no such race
     "The rows of a race by name."
-    return {row["name"]: row for row in result.get(section, {}).get("result", {}).get("rows", [])}
+    if section not in result or not section.startswith("training"):
+        return {}
+    return {row["name"]: row for row in result[section]["result"]["rows"]}
 
 
 def times_faster(

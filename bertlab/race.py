@@ -29,7 +29,7 @@ from .masking import MaskedBatch
 from .mlm import MaskedLM
 from .packing import Layout, TokenStore, epoch_order, prefetch
 from .pretraining import MLMTask, Prepared, PretrainConfig, TorchLM, prepare
-from .training import TrainConfig, fit
+from .training import TooLarge, TrainConfig, fit
 
 # %% ../nbs/13a_race.ipynb #02b95121
 def pad(
@@ -242,6 +242,15 @@ def race_batches(store: TokenStore, batch_size: int, least: int = LEAST) -> "Ite
         yield from (order[i : i + batch_size] for i in range(0, len(order) - batch_size + 1, batch_size))
 
 # %% ../nbs/13a_race.ipynb #4d64c65a
+def _turn_of(racers: "dict[str, Racer]", name: str, plan: "list[np.ndarray]") -> "list[dict]":
+    "One more turn of someone; none if the memory does not suffice, and then he is out."
+    try:
+        return [take_turn(racers[name], plan)]
+    except TooLarge:
+        del racers[name]
+        return []
+
+# %% ../nbs/13a_race.ipynb #d4b83832
 def race(
     entrants: "dict[str, Entrant]",
     store: TokenStore,
@@ -251,19 +260,19 @@ def race(
     "Let everyone take turns on the same sentences."
     racers = {name: entrant.make() for name, entrant in entrants.items()}
     ahead = {name: race_batches(store, batch_size, least) for name in entrants}
-    for name, racer in racers.items():
-        warm = [next(ahead[name]) for _ in range(entrants[name].warm)]
-        take_turn(racer, warm or [np.arange(8)])
+    for name, racer in list(racers.items()):
+        _turn_of(racers, name, [next(ahead[name]) for _ in range(entrants[name].warm)] or [np.arange(8)])
         racer.losses.clear()
     turns: "dict[str, list[dict]]" = {name: [] for name in entrants}
     for number in range(max(entrant.rounds for entrant in entrants.values())):
-        names = [name for name in entrants if number < entrants[name].rounds]
-        for name in names[number % len(names) :] + names[: number % len(names)]:
+        names = [name for name in racers if number < entrants[name].rounds]
+        first = number % max(1, len(names))
+        for name in names[first:] + names[:first]:
             plan = [next(ahead[name]) for _ in range(entrants[name].steps)]
-            turns[name].append(take_turn(racers[name], plan))
+            turns[name] += _turn_of(racers, name, plan)
     for name, racer in racers.items():
         turns[name][-1]["losses"] = [round(float(loss), 4) for loss in racer.losses]
-    return turns
+    return {name: turns[name] for name in racers}
 
 # %% ../nbs/13a_race.ipynb #4a585073
 def race_table(

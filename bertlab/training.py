@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'make_optimizers', 'TrainConfig', 'lr_at', 'Task', 'save_checkpoint', 'checkpoints', 'Foreign',
-           'load_checkpoint', 'Diverged', 'Interrupted', 'OutOfMemory', 'fit']
+           'load_checkpoint', 'Diverged', 'TooLarge', 'Interrupted', 'fit']
 
 # %% ../nbs/07_training.ipynb #54fab2f3
 import contextlib
@@ -264,14 +264,14 @@ class Diverged(BertlabError):
         super().__init__(f"the loss or its gradient is not finite at step {step}, at learning rate {lr:.3g}; {last}", remedy="Lower the learning rate")
 
 
+class TooLarge(BertlabError):
+    "A batch, or a model, for which the memory does not suffice."
+
+
 class Interrupted(KeyboardInterrupt):
     "The run was asked to stop; its checkpoint is saved."
 
 # %% ../nbs/07_training.ipynb #14aeb2c7
-class OutOfMemory(BertlabError):
-    "A step needs more memory than there is."
-
-
 def _lacks_memory(e: Exception) -> bool:
     "Whether this is what Python or torch raise when memory runs out."
     return isinstance(e, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(e)
@@ -292,7 +292,7 @@ def _name_batch(run: "_Run", batch):
         fits = int(0.9 * size * run.largest / tokens) if 0 < run.largest < tokens else size // 2
         problem = f"step {run.state['step']} needs more memory than there is: a batch of {size} sentences{told}"
         remedy = f"Choose batch_size {fits} or less" if fits else "Choose a smaller model or a smaller max_len"
-        raise OutOfMemory(problem, remedy=remedy) from None
+        raise TooLarge(problem, remedy=remedy) from None
 
 # %% ../nbs/07_training.ipynb #5fb8e5d8
 @contextlib.contextmanager
