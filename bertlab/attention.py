@@ -9,10 +9,10 @@ __all__ = ['scaled_dot_product_attention', 'packed_attention_reference', 'Group'
 
 # %% ../nbs/04_attention.ipynb #e24f36ca
 import math
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
-import warnings
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

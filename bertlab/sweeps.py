@@ -27,7 +27,7 @@ from .mlm import load_model
 from .pretraining import MODELS, MLMTask, PretrainConfig, prepare
 from .records import pick_device, run_record
 from .scales import SCALES, at_scale, runs_dir
-from .training import Diverged, OutOfMemory, fit
+from .training import Diverged, TooLarge, fit
 from .trials import GRID, ROWS, SPACE, SWISH, LogUniform, Row
 
 # %% ../nbs/13_sweeps.ipynb #81d9e6df
@@ -174,7 +174,7 @@ def run_try(
         keep("finished", work(job, lambda history: (keep("running", history), say(history))))
     except Diverged as e:
         keep("diverged", e.history, e.problem)
-    except (OutOfMemory, MemoryError, torch.OutOfMemoryError) as e:
+    except (TooLarge, MemoryError, torch.OutOfMemoryError) as e:
         keep("out of memory", [], str(e))
     return read_json(path)
 

@@ -13,7 +13,7 @@ import torch
 from bertlab import sweeps
 from bertlab.cli import main
 from bertlab.core import BertlabError, read_json, write_json
-from bertlab.training import OutOfMemory
+from bertlab.training import TooLarge
 
 SHAPE = {"d_model": 1024, "d_ff": 2048, "heads": 8, "layers": 3, "batch_size": 128, "schedule": "constant", "epochs": 0.1}
 JOBS = [{"kind": "search", "scale": "mini", "corpus": "messages", "settings": {**SHAPE, "lr": lr}} for lr in (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 1e30)]
@@ -71,7 +71,7 @@ def test_divergence_is_a_result_and_is_not_run_twice(tmp_path):
     assert sweeps.run_try(job) == end and finished(tmp_path) == stamp
 
 
-@pytest.mark.parametrize("error", [OutOfMemory("a batch of 128 sentences", remedy="Choose batch_size 64"), MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+@pytest.mark.parametrize("error", [TooLarge("a batch of 128 sentences", remedy="Choose batch_size 64"), MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
 def test_lack_of_memory_is_a_result(tmp_path, monkeypatch, error):
     def work(job, say):
         raise error
