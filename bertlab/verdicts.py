@@ -10,6 +10,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 from .core import read_json
@@ -22,10 +23,11 @@ def measures(
 ) -> "dict[str, float]":
     "The numbers of a record that claims speak of."
     result, history = record["result"], record["history"]
-    largest_fall = lambda key: max([a[key] - b[key] for a, b in zip(history, history[1:])], default=0.0)
+    falls = [a["valid_accuracy"] - b["valid_accuracy"] for a, b in zip(history, history[1:])]
+    epochs = [[row["train_accuracy"] for row in rows] for _, rows in groupby(history, lambda row: math.ceil(round(row["epoch"], 6)))]
     out = {"accuracy": result["accuracy"], "bits": result["bits_per_char"], "train": history[-1]["train_accuracy"]}
     out |= {"gap": out["train"] - out["accuracy"], "rise": result["loss"] - min(row["valid_loss"] for row in history)}
-    out |= {"saw": largest_fall("train_accuracy"), "fall": largest_fall("valid_accuracy")}
+    out |= {"saw": statistics.fmean(max(e) - min(e) for e in epochs), "fall": max(falls, default=0.0)}
     for lang, scores in record.get("by_language", {}).items():
         out |= {f"{lang}_accuracy": scores["accuracy"], f"{lang}_bits": scores["bits_per_char"]}
     return out
