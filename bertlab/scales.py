@@ -227,5 +227,5 @@ def run_trials(
     "Run what is missing; a run that diverges is told, and the next one starts."
     if seeds < 1 or jobs < 1:
         raise BertlabError(f"seeds is {seeds}, jobs {jobs}", remedy="Choose whole numbers from 1")
-    todo = [(row_id, scale, corpus, folder, seed) for seed in range(seeds) for row_id in rows_of(names)]
-    return [r for r in Parallel(n_jobs=jobs)(delayed(_run_and_tell)(*one) for one in todo) if r]
+    runs = [(row_id, scale, corpus, folder, seed) for seed in range(seeds) for row_id in rows_of(names)]
+    return [r for r in Parallel(n_jobs=jobs)(delayed(_run_and_tell)(*one) for one in runs) if r]

@@ -225,7 +225,7 @@ def _tuner(ray, jobs: "list[dict]", folder: Path, gpus: float, asha: bool):
     run = tune.RunConfig(name="tune", storage_path=str(folder / "ray"), verbose=0 if os.environ.get("TQDM_DISABLE") else 1, failure_config=tune.FailureConfig(max_failures=1))
     return tune.Tuner(trainable, param_space=space, tune_config=how, run_config=run)
 
-
+# %% ../nbs/13_sweeps.ipynb #5ee9c0a2
 def run_jobs(
     jobs: "list[dict]",  # see `run_try`; all with the same folder
     folder: "str | Path",  # where the files of the tries go, and what Ray keeps
@@ -353,7 +353,7 @@ def plot_marginals(
     axes[0][0].set_ylabel(score.replace("_", " "))
     return fig
 
-
+# %% ../nbs/13_sweeps.ipynb #5ee9c0a1
 def plot_parallel(
     tries: "Sequence[dict]",  # of a sweep's record
     score: str = "valid_accuracy",
