@@ -59,9 +59,8 @@ def choose_like(
     parts = map(words_apart, every)
     scored = np.array([(len(p), sum(map(ratios.__getitem__, p)) / (len(p) + 5)) for p in parts]).reshape(-1, 2)
     lengths, scores = scored.T
-    _, first = np.unique(np.array(every, dtype=object).astype(str), return_index=True)
     able = np.zeros(len(every), bool)
-    able[first] = True
+    able[list({text: i for i, text in enumerate(every)}.values())] = True
     order = np.argsort(-np.where(able & (lengths >= 5), scores, -np.inf), kind="stable")
     order = order[(able & (lengths >= 5))[order]]
     return np.sort(order[: int((np.cumsum(lengths[order]) < words).sum()) + 1])
