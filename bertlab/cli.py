@@ -195,10 +195,11 @@ def tweets_command(
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--folds", type=int, default=5, help="(default: %(default)s)")
     parser.add_argument("--epochs", type=float, default=5, help="of going on with the tweets' texts (default: %(default)s)")
+    parser.add_argument("--others", type=Path, nargs="+", default=[], metavar="RUN/model", help="other pre-trained models, to be compared by the names of their runs")
     args = parser.parse_args(argv)
     from bertlab.crossvalidation import run_tweets
 
-    run_tweets(args.data, args.model, args.out, args.folds, args.epochs)
+    run_tweets(args.data, args.model, args.out, args.folds, args.epochs, args.others)
     print(f"\nrecords: {args.out / 'records'}\nmodel: {args.out / 'model'}\nsubmission: {args.out / 'submission.csv'}")
 
 # %% ../nbs/16_cli.ipynb #2824adb5
@@ -270,7 +271,7 @@ def trials_command(
     parser.add_argument("action", nargs="?", choices=("list", "run"), default="list", help="list (default) or run")
     parser.add_argument("names", nargs="*", help="trials or rows to run, such as T5 or T5.1")
     parser.add_argument("--all", action="store_true", help="run all pre-training rows")
-    parser.add_argument("--scale", default="mini", help="mini, full or study (default: %(default)s)")
+    parser.add_argument("--scale", default="mini", help="mini, sample, full or study (default: %(default)s)")
     parser.add_argument("--corpus", help="name or path; needed at full and study")
     parser.add_argument("--seeds", type=int, default=1, help="seeds a row, to learn the spread (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=1, help="rows at a time (default: %(default)s)")
@@ -294,7 +295,7 @@ def sweep_command(
     "Run a sweep of the study with Ray Tune: a grid of classifiers (FT.1 to FT.6), or the search for an encoder's shape (P.4)."
     parser = _parser("sweep", sweep_command.__doc__)
     parser.add_argument("row", help="FT.1 to FT.6, or P.4; FT.2 and later go on from the record of FT.1")
-    parser.add_argument("--scale", default="mini", help="mini, full or study (default: %(default)s)")
+    parser.add_argument("--scale", default="mini", help="mini, sample, full or study (default: %(default)s)")
     parser.add_argument("--model", type=Path, help="folder of a pre-trained model, for FT")
     parser.add_argument("--data", help="default, a CSV, or the folder of the disaster tweets, for FT")
     parser.add_argument("--corpus", help="name or path, for P.4 at full and study")
