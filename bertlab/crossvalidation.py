@@ -260,7 +260,11 @@ def run_tweets(
         mlm, tokenizer = load_model(adapted)
         none = np.array([], dtype=np.int64)
         save_classifier(finetune(mlm.encoder.to(pick_device()), tokenizer, data, np.arange(len(data)), none, OURS).model.cpu(), tokenizer, out / "model")
-    write_submission(out / "submission.csv", test["id"].tolist(), classify(*load_classifier(out / "model"), tweet_inputs(test)))
+    guessed = classify(*load_classifier(out / "model"), tweet_inputs(test))
+    write_submission(out / "submission.csv", test["id"].tolist(), guessed)
+    counts = dict(zip(data.names, np.bincount(guessed.argmax(1), minlength=len(data.names)).tolist()))
+    about = {"texts": len(test), "also in train.csv": len(set(test["text"]) & set(read_tweets(tweets)["text"]))}
+    write_json(out / "records" / "tweets_submission.json", run_record("submission", {"finetuning": asdict(OURS)}, about, [], counts))
 
 
 def _judge_leaking(methods: "list[Method]", data: Labelled, folds: int, out: Path):
