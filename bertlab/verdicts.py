@@ -36,7 +36,7 @@ def measures(
 def spread(
     records: "Sequence[dict]",  # of one scale
     measure: str,
-) -> "float | None":  # None if no row ran with two seeds
+) -> "tuple[float, int] | None":  # with its degrees of freedom; None if no row ran with two seeds
     "The standard deviation of a measure from seed to seed, pooled over the rows that ran with several."
     values = defaultdict(list)
     for record in records:
@@ -44,7 +44,7 @@ def spread(
             values[record["trial"]].append(measures(record)[measure])
     several = [v for v in values.values() if len(v) > 1]
     freedom = sum(len(v) - 1 for v in several)
-    return math.sqrt(sum(statistics.variance(v) * (len(v) - 1) for v in several) / freedom) if several else None
+    return (math.sqrt(sum(statistics.variance(v) * (len(v) - 1) for v in several) / freedom), freedom) if several else None
 
 # %% ../nbs/12b_verdicts.ipynb #d9741d70
 def _term(text: str, records: "Sequence[dict]") -> "tuple[float, int] | None":  # mean, seeds; None if there is no record
@@ -59,21 +59,25 @@ def _term(text: str, records: "Sequence[dict]") -> "tuple[float, int] | None":  
 def verdict(
     test: str,  # such as "T4.1 accuracy > T4.2 accuracy"
     records: "Sequence[dict]",  # of one scale
-) -> "dict[str, str]":  # what was measured, and the verdict
+) -> dict:  # measured, spread, link and verdict; `link` is the weakest difference in units of what chance allows, or None
     "Whether a claim holds in our records: reproduced, not reproduced, undecided, or not run."
+    from scipy.stats import t
+
     sides = test.split(" > ")
     terms = [_term(side, records) for side in sides]
     if None in terms:
         lacking = sorted({side.split()[0] for side, term in zip(sides, terms) if term is None})
-        return {"measured": "", "spread": "", "verdict": f"not run: {', '.join(lacking)}"}
+        return {"measured": "", "spread": "", "link": None, "verdict": f"not run: {', '.join(lacking)}"}
     measured = " > ".join(f"{mean:.3f}" for mean, _ in terms)
-    sigma = spread(records, sides[0].split()[1])
-    if sigma is None:
-        return {"measured": measured, "spread": "unknown", "verdict": "undecided: one seed"}
-    error = lambda a, b: 2 * sigma * math.sqrt(sum(1 / n for n in (a, b) if n))
-    steps = [(a - b) / max(error(m, n), 1e-12) for (a, m), (b, n) in zip(terms, terms[1:])]
-    decided = "reproduced" if min(steps) > 1 else "not reproduced" if min(steps) < -1 else "undecided: within the spread of seeds"
-    return {"measured": measured, "spread": f"{sigma:.4f}", "verdict": decided}
+    trials = {side.split(".")[0] for side in sides if " " in side}
+    found = spread([r for r in records if r["trial"].split(".")[0] in trials], sides[0].split()[1])
+    if found is None:
+        return {"measured": measured, "spread": "unknown", "link": None, "verdict": "undecided: one seed"}
+    sigma, freedom = found
+    chance = lambda a, b: t.ppf(0.975, freedom) * sigma * math.sqrt(sum(1 / n for n in (a, b) if n))
+    link = min((a - b) / max(chance(m, n), 1e-12) for (a, m), (b, n) in zip(terms, terms[1:]))
+    decided = "reproduced" if link > 1 else "not reproduced" if link < -1 else "undecided: within the spread of seeds"
+    return {"measured": measured, "spread": f"{sigma:.4f}", "link": float(link), "verdict": decided}
 
 # %% ../nbs/12b_verdicts.ipynb #a1594216
 def trial_records(
@@ -109,7 +113,7 @@ def verdicts(
     import pandas as pd
 
     rows = [{"claim": claim, "test": test, **verdict(test, records)} for claim, test in TRIALS[trial_id].tests]
-    return pd.DataFrame(rows, columns=["claim", "test", "measured", "spread", "verdict"]).set_index("claim")
+    return pd.DataFrame(rows, columns=["claim", "test", "measured", "spread", "verdict"]).set_index("claim")  # without `link`
 
 # %% ../nbs/12b_verdicts.ipynb #7d0a4ec3
 def missing(

@@ -50,7 +50,7 @@ def test_the_command_lists_every_row(tmp_path):
 
 @pytest.mark.parametrize("words, says", [
     (["run"], "say --all"), (["run", "T5", "--all"], "say --all"), (["run", "T99"], "no row 'T99'"), (["run", "FT.1"], "a search"),
-    (["run", "T4", "--scale", "huge"], "Choose one of mini, full, study"), (["run", "T4", "--scale", "full"], "--corpus"),
+    (["run", "T4", "--scale", "huge"], "Choose one of mini, sample, full, study"), (["run", "T4", "--scale", "full"], "--corpus"),
     (["run", "T4", "--scale", "full", "--corpus", "no/such"], "no such file"), (["run", "T4", "--jobs", "0"], "jobs 0"),
 ])
 def test_mistakes_cost_one_line(words, says, tmp_path, capsys):
