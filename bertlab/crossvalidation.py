@@ -182,7 +182,7 @@ def precision_recall(
 STUDY = FinetuneConfig(filters=100, kernels=(3, 4, 5), dropout=0.5, freeze="all", optimizer="adam", lr=1e-3, epochs=5, batch_size=128)
 OURS = FinetuneConfig(filters=100, kernels=(1, 2, 3), dropout=0.5, freeze="none", optimizer="adamw", lr=1e-3, schedule="wsd", epochs=2, batch_size=64, precision="bf16")
 
-
+# %% ../nbs/10c_crossvalidation.ipynb #e81058f9
 def bert_methods(
     model: "str | Path",  # the folder of a pre-trained model
     adapted: "str | Path",  # of the same model after `adapt`
@@ -256,6 +256,17 @@ def run_tweets(
     found |= run_methods(bert_methods(model, adapted, others), data, splits, out)
     run_methods(blends(found), data, splits, out)
     _judge_leaking([words_method(WORDS), bert_method("study's best", "as it is", model, STUDY)], data, folds, out)
+    _submit(adapted, data, read_tweets(tweets), test, out)
+
+# %% ../nbs/10c_crossvalidation.ipynb #d9ff2b0d
+def _judge_leaking(methods: "list[Method]", data: Labelled, folds: int, out: Path):
+    "The same over folds that put near-copies on both sides, as the study's split did."
+    alone = replace(data, groups=np.arange(len(data)))
+    run_methods([replace(m, name=f"{m.name}, copies on both sides") for m in methods], alone, kfold(alone, folds), out)
+
+
+def _submit(adapted: Path, data: Labelled, labelled, test, out: Path):
+    "A classifier trained on all labelled tweets, its guesses for the others as Kaggle takes them, and a record of how many it calls what."
     if not (out / "model").is_dir():
         mlm, tokenizer = load_model(adapted)
         none = np.array([], dtype=np.int64)
@@ -263,11 +274,5 @@ def run_tweets(
     guessed = classify(*load_classifier(out / "model"), tweet_inputs(test))
     write_submission(out / "submission.csv", test["id"].tolist(), guessed)
     counts = dict(zip(data.names, np.bincount(guessed.argmax(1), minlength=len(data.names)).tolist()))
-    about = {"texts": len(test), "also in train.csv": len(set(test["text"]) & set(read_tweets(tweets)["text"]))}
+    about = {"texts": len(test), "also in train.csv": int(test["text"].isin(labelled["text"]).sum())}
     write_json(out / "records" / "tweets_submission.json", run_record("submission", {"finetuning": asdict(OURS)}, about, [], counts))
-
-
-def _judge_leaking(methods: "list[Method]", data: Labelled, folds: int, out: Path):
-    "The same over folds that put near-copies on both sides, as the study's split did."
-    alone = replace(data, groups=np.arange(len(data)))
-    run_methods([replace(m, name=f"{m.name}, copies on both sides") for m in methods], alone, kfold(alone, folds), out)
