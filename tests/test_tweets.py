@@ -116,11 +116,14 @@ def test_adapting_learns_the_texts_and_sets_punctuation_apart(data, model, tmp_p
 def test_one_command(kaggle, model, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(crossvalidation, "OURS", replace(QUICK, precision="bf16"))
     monkeypatch.setattr(crossvalidation, "STUDY", replace(QUICK, freeze="all"))
-    command = ["tweets", "--data", kaggle, "--model", model, "--out", tmp_path / "out", "--folds", 2, "--epochs", 1]
+    command = ["tweets", "--data", kaggle, "--model", model, "--out", tmp_path / "out", "--folds", 2, "--epochs", 1, "--others", model]
     assert main(list(map(str, command))) == 0
     assert (tmp_path / "out" / "submission.csv").read_text().splitlines()[0] == "id,target"
     records = {path.name: json.loads(path.read_text()) for path in (tmp_path / "out" / "records").iterdir()}
     assert {"tweets_study_s_best.json", "tweets_adapted_whole.json", "tweets_tf_idf_words_characters_lr_and_adapted_whole.json"} <= set(records)
+    submission = records.pop("tweets_submission.json")
+    assert sum(submission["result"].values()) == len((tmp_path / "out" / "submission.csv").read_text().splitlines()) - 1
+    assert f"whole, read {model.parent.name}" in {record["name"] for record in records.values()}
     assert all(len(record["result"]["folds"]) == 2 for record in records.values())
     before = capsys.readouterr().out
     monkeypatch.setattr(crossvalidation, "finetune", None)  # everything is there
