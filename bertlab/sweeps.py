@@ -330,8 +330,8 @@ def _steps(column, bins: int = 4):
 
     if column.nunique() <= 6:
         return column.astype(str), [str(v) for v in sorted(column.unique(), key=lambda v: (isinstance(v, str), v))]
-    ranges = pd.qcut(column, bins)
-    label = lambda r: f"{r.left:.1e} to {r.right:.1e}"
+    ranges = pd.qcut(column, bins, precision=9)
+    label = lambda r: f"{r.left:.1e}\nto {r.right:.1e}".replace("e-0", "e-")
     return ranges.map(label).astype(str), [label(r) for r in ranges.cat.categories]
 
 # %% ../nbs/13_sweeps.ipynb #18c43159
@@ -353,7 +353,7 @@ def plot_marginals(
             ax.scatter(x + np.linspace(-0.18, 0.18, len(found)), found, s=9, color="C0", alpha=0.45, lw=0)
             ax.errorbar(x, found.mean(), found.std(), color="C1", marker="o", ms=5, capsize=3, lw=1.4)
         ax.set(title=name.replace("_", " "), xticks=range(len(order)))
-        ax.set_xticklabels(order, rotation=35 if max(map(len, order)) > 5 else 0, ha="right" if max(map(len, order)) > 5 else "center")
+        ax.set_xticklabels(order, fontsize=8)
     axes[0][0].set_ylabel(score.replace("_", " "))
     return fig
 
