@@ -46,7 +46,7 @@ class Scale:
 SCALES = {
     "mini": Scale("default", width=8, least_width=128, heads=4, layers=3, least_layers=2, merges=20, batch=8, epochs=6, part=16, max_len=128,
                   valid_sentences=1000, evals_per_epoch=2),
-    "sample": Scale(epochs=10, part=50, valid_sentences=1000, evals_per_epoch=2, precision="bf16"),
+    "sample": Scale(epochs=10, part=100, valid_sentences=1000, evals_per_epoch=2, precision="bf16"),
     "full": Scale(epochs=10, evals_per_epoch=4, precision="bf16"),
     "study": Scale(evals_per_epoch=4),
 }
