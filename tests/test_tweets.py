@@ -125,6 +125,8 @@ def test_one_command(kaggle, model, tmp_path, capsys, monkeypatch):
     assert sum(submission["result"].values()) == len((tmp_path / "out" / "submission.csv").read_text().splitlines()) - 1
     assert f"whole, read {model.parent.name}" in {record["name"] for record in records.values()}
     assert all(len(record["result"]["folds"]) == 2 for record in records.values())
+    of = lambda method: json.loads((tmp_path / "out" / "folds" / method / "fold-0.json").read_text())["probabilities"]
+    assert of("adapted_whole") != of("adapted_whole_seed_1")
     before = capsys.readouterr().out
     monkeypatch.setattr(crossvalidation, "finetune", None)  # everything is there
     assert main(list(map(str, command))) == 0
