@@ -60,7 +60,7 @@ def choose_like(
     scored = np.array([(len(p), sum(map(ratios.__getitem__, p)) / (len(p) + 5)) for p in parts]).reshape(-1, 2)
     lengths, scores = scored.T
     able = np.zeros(len(every), bool)
-    able[list({text: i for i, text in enumerate(every)}.values())] = True
+    able[list({text: len(every) - i for i, text in enumerate(reversed(every), 1)}.values())] = True
     order = np.argsort(-np.where(able & (lengths >= 5), scores, -np.inf), kind="stable")
     order = order[(able & (lengths >= 5))[order]]
     return np.sort(order[: int((np.cumsum(lengths[order]) < words).sum()) + 1])

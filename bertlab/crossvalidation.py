@@ -235,7 +235,7 @@ def blends(
 
 def _known(name: str, about: str, members: list, probabilities: np.ndarray) -> Method:
     "A method whose probabilities are there."
-    return Method(name, about, {"mean of": members}, lambda data, train, valid: probabilities[valid])
+    return Method(name, about, {"mean of": members, "made of": digest(probabilities.round(6).tolist())}, lambda data, train, valid: probabilities[valid])
 
 # %% ../nbs/10c_crossvalidation.ipynb #7d1b2a85
 def run_tweets(
