@@ -180,7 +180,7 @@ def precision_recall(
 
 # %% ../nbs/10c_crossvalidation.ipynb #a3575f4a
 STUDY = FinetuneConfig(filters=100, kernels=(3, 4, 5), dropout=0.5, freeze="all", optimizer="adam", lr=1e-3, epochs=5, batch_size=128)
-OURS = FinetuneConfig(filters=100, kernels=(1, 2, 3), dropout=0.5, freeze="none", optimizer="adamw", lr=1e-3, schedule="wsd", epochs=2, batch_size=64, precision="bf16")
+OURS = FinetuneConfig(filters=100, kernels=(1, 2, 3), dropout=0.5, freeze="none", optimizer="adamw", lr=3e-4, schedule="wsd", epochs=3, batch_size=64, precision="bf16")
 
 # %% ../nbs/10c_crossvalidation.ipynb #e81058f9
 def bert_methods(
