@@ -217,7 +217,7 @@ def run_methods(
         print(score_table(record["result"]["folds"]).to_string(header=len(found) == 1), flush=True)
     return found
 
-
+# %% ../nbs/10c_crossvalidation.ipynb #27b67fd0
 def blends(
     found: "dict[str, np.ndarray]",  # the probabilities of each method
 ) -> "list[Method]":
