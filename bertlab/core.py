@@ -42,13 +42,12 @@ def cache_dir() -> Path:
 
 # %% ../nbs/00_core.ipynb #fb4a9c66
 def _sync(path: Path):
-    "Ask the operating system to put a file, or a folder with all that is in it, on the disk."
-    for p in [*path.rglob("*"), path] if path.is_dir() else [path]:
-        fd = os.open(p, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+    "Ask the operating system to put a file, or the list of what is in a folder, on the disk."
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _remove(path: Path):
@@ -77,7 +76,8 @@ def atomic_path(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield aside
-        _sync(aside)
+        for written in [*aside.rglob("*"), aside]:
+            _sync(written)
         if path.is_dir():  # a folder cannot be renamed over a full one: move the old one out of the way first
             old = path.with_name(f".{path.name}.{os.getpid()}.old")
             os.rename(path, old)

@@ -600,6 +600,12 @@ def test_features_that_were_damaged_are_named(tmp_path):
         features(tmp_path)
 
 
+def test_neighbours_that_come_and_go_stop_no_write(tmp_path):
+    (tmp_path / ".other.json.1.part").symlink_to(tmp_path / "gone")  # listed, and not to be opened: as another process's file that has just been renamed
+    write_json(tmp_path / "mine.json", [1])
+    assert read_json(tmp_path / "mine.json") == [1]
+
+
 def test_a_bug_is_not_taken_for_a_full_disk(tmp_path):
     with pytest.raises(ValueError, match="a bug"), atomic_path(tmp_path / "x"):
         raise ValueError("a bug")
