@@ -1,4 +1,5 @@
 """Everything that proves bertlab correct: export, notebooks and README in step; notebooks run; tests pass."""
+
 import hashlib
 import os
 import re
@@ -12,17 +13,22 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 
 
-def call(*command, **env) -> "tuple[int, str]":
+def call(*command, **env) -> tuple[int, str]:
     "Run a command, show what it prints, and return its exit status and output."
     print("$", *command, flush=True)
     with subprocess.Popen(
-        [str(BIN / command[0]), *command[1:]], cwd=ROOT, env=os.environ | env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [str(BIN / command[0]), *command[1:]],
+        cwd=ROOT,
+        env=os.environ | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     ) as process:
         lines = [print(line, end="", flush=True) or line for line in process.stdout]
     return process.returncode, "".join(lines)
 
 
-def snapshot(*patterns) -> "dict[Path, str]":
+def snapshot(*patterns) -> dict[Path, str]:
     "The hash of every file that the patterns match."
     return {p: hashlib.sha256(p.read_bytes()).hexdigest() for g in patterns for p in ROOT.glob(g)}
 
@@ -32,25 +38,37 @@ def unchanged_by(command: str, *patterns) -> bool:
     before = snapshot(*patterns)
     status, _ = call(command)
     after = snapshot(*patterns)
-    changed = sorted(str(p.relative_to(ROOT)) for p in before.keys() | after.keys() if before.get(p) != after.get(p))
+    changed = sorted(
+        str(p.relative_to(ROOT)) for p in before.keys() | after.keys() if before.get(p) != after.get(p)
+    )
     if changed:
         print(f"{command} changed {', '.join(changed)}: commit what it made")
     return status == 0 and not changed
 
 
-def run_notebooks(env) -> "tuple[int, int]":
+def run_notebooks(env) -> tuple[int, int]:
     "How many notebooks run without error, and how many do not."
-    total = len([p for p in (ROOT / "nbs").rglob("*.ipynb") if not any(part[0] in "._" for part in p.relative_to(ROOT).parts)])
+    total = len(
+        [
+            p
+            for p in (ROOT / "nbs").rglob("*.ipynb")
+            if not any(part[0] in "._" for part in p.relative_to(ROOT).parts)
+        ]
+    )
     status, output = call("nbdev_test", "--n_workers", "2", "--timing", **env)
-    failed = len(set(re.findall(r"^\s*([\w/.-]+\.ipynb)\s*$", output.partition("nbdev Tests Failed")[2], re.M)))
+    failed = len(
+        set(re.findall(r"^\s*([\w/.-]+\.ipynb)\s*$", output.partition("nbdev Tests Failed")[2], re.M))
+    )
     failed = failed or int(status != 0)
     return total - failed, failed
 
 
-def run_pytest(env) -> "tuple[int, int]":
+def run_pytest(env) -> tuple[int, int]:
     "How many tests pass, and how many do not."
     status, output = call("pytest", "-q", "--durations=8", "tests", **env)
-    count = lambda word: sum(int(n) for n in re.findall(rf"(\d+) {word}", output.splitlines()[-1] if output else ""))
+    count = lambda word: sum(
+        int(n) for n in re.findall(rf"(\d+) {word}", output.splitlines()[-1] if output else "")
+    )
     passed, failed = count("passed"), count("failed") + count("errors?")
     return passed, failed or int(status != 0)
 
@@ -64,12 +82,19 @@ if __name__ == "__main__":
         "the default corpus is prepared": call("bertlab", "data", "default")[0] == 0,
     }
     with tempfile.TemporaryDirectory() as figures:
-        quiet = {"BERTLAB_FIGURES": figures, "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        quiet = {
+            "BERTLAB_FIGURES": figures,
+            "TQDM_DISABLE": "1",
+            "OMP_NUM_THREADS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
         notebooks, tests = run_notebooks(quiet), run_pytest(quiet)
     print()
     for name, good in steps.items():
         print("ok     " if good else "FAILED ", name)
-    print(f"{'ok     ' if not notebooks[1] else 'FAILED '} notebooks: {notebooks[0]} ran, {notebooks[1]} failed")
+    print(
+        f"{'ok     ' if not notebooks[1] else 'FAILED '} notebooks: {notebooks[0]} ran, {notebooks[1]} failed"
+    )
     print(f"{'ok     ' if not tests[1] else 'FAILED '} tests: {tests[0]} passed, {tests[1]} failed")
     print(f"in {time.perf_counter() - started:.0f} s")
     passed = sum(steps.values()) + notebooks[0] + tests[0]

@@ -1,4 +1,5 @@
 """Write README.md from nbs/index.ipynb; with --check, only say whether it is in step."""
+
 import re
 import sys
 from pathlib import Path
@@ -22,20 +23,28 @@ class ForReadme(Preprocessor):
     def preprocess(self, nb, resources):
         nb.metadata["language_info"] = {"name": "python"}
         nb.cells = [c for c in nb.cells if not re.search(r"^#\|\s*hide", c.source, re.M)]
-        nb.cells = [only_output(c) if re.search(r"^#\|\s*echo: false", c.source, re.M) else c for c in nb.cells]
+        nb.cells = [
+            only_output(c) if re.search(r"^#\|\s*echo: false", c.source, re.M) else c for c in nb.cells
+        ]
         for cell in nb.cells:
             if cell.cell_type == "code":
                 cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M)
             else:
                 cell.source = cell.source.replace("](../", "](").replace('src="../', 'src="')
-                cell.source = re.sub(r"\]\((?!https?:|figures/|#|[A-Z])([\w/]+\.ipynb)\)", r"](nbs/\1)", cell.source)
+                cell.source = re.sub(
+                    r"\]\((?!https?:|figures/|#|[A-Z])([\w/]+\.ipynb)\)", r"](nbs/\1)", cell.source
+                )
         return nb, resources
 
 
 def readme() -> str:
     nb = nbformat.read(ROOT / "nbs" / "index.ipynb", as_version=4)
     body, _ = MarkdownExporter(preprocessors=[ForReadme]).from_notebook_node(nb)
-    return "<!-- made from nbs/index.ipynb by .ci/readme.py; edit the notebook -->\n\n" + re.sub(r"\n{3,}", "\n\n", body).strip() + "\n"
+    return (
+        "<!-- made from nbs/index.ipynb by .ci/readme.py; edit the notebook -->\n\n"
+        + re.sub(r"\n{3,}", "\n\n", body).strip()
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 "Slow tests (soaks) run only when asked for: `pytest --run-slow`, or BERTLAB_SLOW=1."
+
 import os
 
 import pytest

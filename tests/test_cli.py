@@ -1,4 +1,5 @@
 """The `bertlab` command as a user types it: real processes, real exit codes."""
+
 import json
 import os
 import subprocess
@@ -10,7 +11,22 @@ import pytest
 
 ENV = os.environ | {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
 BERTLAB = str(Path(sys.executable).parent / "bertlab")
-SMALL = ["--merges", "60", "--d-model", "16", "--heads", "2", "--d-ff", "32", "--layers", "1", "--valid-sentences", "50", "--batch-size", "8"]
+SMALL_CONFIG = [
+    "--merges",
+    "60",
+    "--d-model",
+    "16",
+    "--heads",
+    "2",
+    "--d-ff",
+    "32",
+    "--layers",
+    "1",
+    "--valid-sentences",
+    "50",
+    "--batch-size",
+    "8",
+]
 
 
 def bertlab(*words, cwd=None):
@@ -21,7 +37,10 @@ def bertlab(*words, cwd=None):
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     path = tmp_path_factory.mktemp("corpus") / "sentences.txt"
-    things, states = ("array", "figure", "index", "thread", "tensor"), ("sorted", "drawn", "empty", "locked", "copied")
+    things, states = (
+        ("array", "figure", "index", "thread", "tensor"),
+        ("sorted", "drawn", "empty", "locked", "copied"),
+    )
     lines = [f"the {t} number {i} is {s}" for i in range(16) for t in things for s in states]
     path.write_text("\n".join(lines), encoding="utf8")
     return path
@@ -30,7 +49,7 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(corpus):
     out = corpus.parent / "run"
-    done = bertlab("pretrain", "--corpus", corpus, "--out", out, "--epochs", 1, *SMALL)
+    done = bertlab("pretrain", "--corpus", corpus, "--out", out, "--epochs", 1, *SMALL_CONFIG)
     assert done.returncode == 0, done.stderr
     return out
 
@@ -53,17 +72,21 @@ print(sorted({'ray', 'nbdev', 'IPython', 'fastcore', 'jupyterlab', 'matplotlib',
 def test_pretrain_writes_a_model_and_a_record(run):
     record = json.loads((run / "record.json").read_text(encoding="utf8"))
     assert record["kind"] == "pretraining" and record["result"]["loss"] > 0
-    assert {p.name for p in (run / "model").iterdir()} == {"config.json", "model.safetensors", "tokenizer.json"}
+    assert {p.name for p in (run / "model").iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    }
 
 
 def test_pretrain_again_reads_the_record(run, corpus):
     before = (run / "model" / "model.safetensors").stat().st_mtime_ns
-    done = bertlab("pretrain", "--corpus", corpus, "--out", run, "--epochs", 1, *SMALL)
+    done = bertlab("pretrain", "--corpus", corpus, "--out", run, "--epochs", 1, *SMALL_CONFIG)
     assert done.returncode == 0 and (run / "model" / "model.safetensors").stat().st_mtime_ns == before
 
 
 def test_another_config_in_the_same_folder_is_refused(run, corpus):
-    done = bertlab("pretrain", "--corpus", corpus, "--out", run, "--epochs", 2, *SMALL)
+    done = bertlab("pretrain", "--corpus", corpus, "--out", run, "--epochs", 2, *SMALL_CONFIG)
     assert done.returncode == 2 and "other settings (train)" in done.stderr and done.stderr.count("\n") == 1
 
 
@@ -77,8 +100,25 @@ def test_finetune_and_predict(run, tmp_path):
     kinds = (("array", "sorted", "numpy"), ("figure", "drawn", "matplotlib"))
     rows = [f"the {t} {name} is {s},{label}" for name in names for t, s, label in kinds]
     (tmp_path / "data.csv").write_text("\n".join(["text,label", *rows]), encoding="utf8")
-    done = bertlab("finetune", "--model", run / "model", "--data", tmp_path / "data.csv", "--out", tmp_path / "run",
-                   "--epochs", 3, "--filters", 8, "--kernels", "2,3", "--freeze", "1", "--lr", "0.01")
+    done = bertlab(
+        "finetune",
+        "--model",
+        run / "model",
+        "--data",
+        tmp_path / "data.csv",
+        "--out",
+        tmp_path / "run",
+        "--epochs",
+        3,
+        "--n_filters",
+        8,
+        "--kernel_sizes",
+        "2,3",
+        "--freeze",
+        "1",
+        "--lr",
+        "0.01",
+    )
     assert done.returncode == 0, done.stderr
     assert "majority class" in done.stdout and "BERT + CNN" in done.stdout
     done = bertlab("predict", tmp_path / "run" / "model", "the array number 3 is sorted")
@@ -86,12 +126,44 @@ def test_finetune_and_predict(run, tmp_path):
 
 
 def test_translate_trains_and_translates(tmp_path):
-    pairs = [(f"{ko} {number} 개", f"{number} {en}s") for number in range(10, 60) for ko, en in (("파일", "file"), ("폴더", "folder"), ("셀", "cell"))]
+    pairs = [
+        (f"{ko} {number} 개", f"{number} {en}s")
+        for number in range(10, 60)
+        for ko, en in (("파일", "file"), ("폴더", "folder"), ("셀", "cell"))
+    ]
     names = "가나다라마바사아자차카타파하"
-    pairs += [(f"{a}{b} 열기", f"open {chr(97 + i)}{chr(97 + j)}") for i, a in enumerate(names) for j, b in enumerate(names)]
+    pairs += [
+        (f"{a}{b} 열기", f"open {chr(97 + i)}{chr(97 + j)}")
+        for i, a in enumerate(names)
+        for j, b in enumerate(names)
+    ]
     (tmp_path / "pairs.tsv").write_text("\n".join(["ko\ten", *map("\t".join, pairs)]), encoding="utf8")
-    words = ["translate", "train", "--corpus", tmp_path / "pairs.tsv", "--held", 0.2, "--out", tmp_path / "run", "--epochs", 2, "--beams", 2,
-             "--merges", 60, "--d-model", 16, "--heads", 2, "--d-ff", 32, "--layers", 1, "--max-len", 32]
+    words = [
+        "translate",
+        "train",
+        "--corpus",
+        tmp_path / "pairs.tsv",
+        "--held",
+        0.2,
+        "--out",
+        tmp_path / "run",
+        "--epochs",
+        2,
+        "--beams",
+        2,
+        "--merges",
+        60,
+        "--d-model",
+        16,
+        "--heads",
+        2,
+        "--d-ff",
+        32,
+        "--layers",
+        1,
+        "--max-len",
+        32,
+    ]
     done = bertlab(*words)
     assert done.returncode == 0, done.stderr
     assert "copy the source" in done.stdout and "beam search, 2 beams" in done.stdout
@@ -104,25 +176,36 @@ def test_translate_trains_and_translates(tmp_path):
 
 def test_doctor_names_the_versions():
     done = bertlab("doctor")
-    assert done.returncode == 0 and "torch" in done.stdout and "free disk" in done.stdout and "GiB free" in done.stdout
+    assert (
+        done.returncode == 0
+        and "torch" in done.stdout
+        and "free disk" in done.stdout
+        and "GiB free" in done.stdout
+    )
     assert "corpus messages" in done.stdout and "corpus aihub" in done.stdout
 
 
-@pytest.mark.parametrize("words, says", [
-    (["nonsense"], "no command 'nonsense'"),
-    (["data", "nowhere.txt"], "nowhere.txt"),
-    (["pretrain", "--out", "x", "--d-model", "30", "--heads", "4", "--corpus", "CORPUS"], "cannot be shared among 4 heads"),
-    (["pretrain", "--out", "x", "--schedule", "linear"], "Choose one of constant"),
-    (["pretrain", "--out", "x", "--precision", "fp8"], "Choose one of fp32"),
-    (["pretrain", "--out", "x", "--rate", "2"], "masking rate"),
-    (["fill-mask", "nowhere", "a [MASK]"], "no such folder"),
-    (["finetune", "--model", "nowhere", "--data", "nothing.csv", "--out", "x"], "nothing.csv"),
-    (["predict", "nowhere"], "nothing to classify"),
-    (["translate", "nowhere", "문장"], "no such folder"),
-    (["translate", "nowhere", "문장", "--beams", "0"], "--beams is 0"),
-    (["translate", "train", "--out", "x", "--source", "fr"], "Choose ko or en"),
-    (["translate", "train", "--out", "x", "--smoothing", "2"], "smoothing is 2"),
-])
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["nonsense"], "no command 'nonsense'"),
+        (["data", "nowhere.txt"], "nowhere.txt"),
+        (
+            ["pretrain", "--out", "x", "--d-model", "30", "--heads", "4", "--corpus", "CORPUS"],
+            "cannot be shared among 4 heads",
+        ),
+        (["pretrain", "--out", "x", "--schedule", "linear"], "Choose one of constant"),
+        (["pretrain", "--out", "x", "--precision", "fp8"], "Choose one of fp32"),
+        (["pretrain", "--out", "x", "--rate", "2"], "masking rate"),
+        (["fill-mask", "nowhere", "a [MASK]"], "no such folder"),
+        (["finetune", "--model", "nowhere", "--data", "nothing.csv", "--out", "x"], "nothing.csv"),
+        (["predict", "nowhere"], "nothing to classify"),
+        (["translate", "nowhere", "문장"], "no such folder"),
+        (["translate", "nowhere", "문장", "--beams", "0"], "--beams is 0"),
+        (["translate", "train", "--out", "x", "--source", "fr"], "Choose ko or en"),
+        (["translate", "train", "--out", "x", "--smoothing", "2"], "smoothing is 2"),
+    ],
+)
 def test_mistakes_cost_one_line(words, says, corpus, tmp_path):
     done = bertlab(*[corpus if w == "CORPUS" else w for w in words], cwd=tmp_path)
     assert done.returncode == 2 and says in done.stderr and done.stderr.count("\n") == 1, done.stderr
@@ -135,10 +218,25 @@ def history(folder):
 
 def test_killed_and_resumed_is_as_never_disturbed(corpus, tmp_path):
     "With the command itself; test_resume.py kills many more, and tests SIGTERM and SIGINT."
-    words = ["pretrain", "--corpus", corpus, "--epochs", "4", "--evals-per-epoch", "4", "--dropout", "0.1", *SMALL]
+    words = [
+        "pretrain",
+        "--corpus",
+        corpus,
+        "--epochs",
+        "4",
+        "--evals-per-epoch",
+        "4",
+        "--dropout",
+        "0.1",
+        *SMALL_CONFIG,
+    ]
     assert bertlab(*words, "--out", tmp_path / "whole").returncode == 0
-    process = subprocess.Popen([BERTLAB, *map(str, words), "--out", str(tmp_path / "pieces")],
-                               env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [BERTLAB, *map(str, words), "--out", str(tmp_path / "pieces")],
+        env=ENV,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     while process.poll() is None and not list((tmp_path / "pieces").glob("checkpoints/step-*")):
         time.sleep(0.01)
     process.kill()
@@ -150,7 +248,17 @@ def test_killed_and_resumed_is_as_never_disturbed(corpus, tmp_path):
 
 
 def test_two_runs_in_one_folder_the_second_is_refused(corpus, tmp_path):
-    words = [BERTLAB, "pretrain", "--corpus", str(corpus), "--epochs", "500", "--out", str(tmp_path / "run"), *SMALL]
+    words = [
+        BERTLAB,
+        "pretrain",
+        "--corpus",
+        str(corpus),
+        "--epochs",
+        "500",
+        "--out",
+        str(tmp_path / "run"),
+        *SMALL_CONFIG,
+    ]
     first = subprocess.Popen(words, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         while first.poll() is None and not list((tmp_path / "run").glob("checkpoints/step-*")):

@@ -11,9 +11,9 @@ import openpyxl
 import pytest
 import zstandard
 
-from bertlab import corpora, docstrings, text, tweets
-from bertlab.core import BertlabError
-from bertlab.text import Skipped
+from bertlab.core.files import BertlabError
+from bertlab.data import corpora, docstrings, labeled, text
+from bertlab.data.text import SkipCounts
 
 PAIRS = [(f"{i}번째 문장이다.", f"This is sentence {i}.") for i in range(12)]
 
@@ -44,18 +44,23 @@ def test_line_ends_and_byte_order_mark(tmp_path, wrap, ending):
 
 def test_rows_are_right_across_blocks(tmp_path):
     path = tmp_path / "long.txt"
-    lines = [f"{i} " + "글" * (i % 90) for i in range(40_000)]  # several blocks of 1 MB, cut inside characters
+    lines = [
+        f"{i} " + "글" * (i % 90) for i in range(40_000)
+    ]  # several blocks of 1 MB, cut inside characters
     path.write_text("\n".join(lines) + "\n", encoding="utf8")
     assert list(text.read_lines(path)) == list(enumerate(lines, 1))
 
 
-@pytest.mark.parametrize("content, parts", [
-    (b"", ["row 1", "the file is empty"]),
-    ("좋다\n싫다\n".encode("cp949"), ["row 1", "is not UTF-8", "CP949"]),
-    ("fine\n좋다".encode() + b"\n\xff\n", ["row 3", "is not UTF-8"]),
-    ("utf-16".encode("utf-16"), ["row 1", "NUL byte", "UTF-16"]),
-    (b"one\ntwo\nth\x00ree\n", ["row 3", "NUL byte"]),
-])
+@pytest.mark.parametrize(
+    "content, parts",
+    [
+        (b"", ["row 1", "the file is empty"]),
+        ("좋다\n싫다\n".encode("cp949"), ["row 1", "is not UTF-8", "CP949"]),
+        ("fine\n좋다".encode() + b"\n\xff\n", ["row 3", "is not UTF-8"]),
+        ("utf-16".encode("utf-16"), ["row 1", "NUL byte", "UTF-16"]),
+        (b"one\ntwo\nth\x00ree\n", ["row 3", "NUL byte"]),
+    ],
+)
 def test_faults_name_file_row_and_remedy(tmp_path, content, parts):
     path = tmp_path / "faulty.txt"
     path.write_bytes(content)
@@ -67,7 +72,7 @@ def test_line_of_50_mb(tmp_path, ending, wrap):
     path = tmp_path / f"a{ending}"
     path.write_bytes(wrap(b"one\n" + b"x" * 50_000_000 + b"\nthree\n"))
     fails(lambda: list(text.read_lines(path)), path, "row 2", "longer than 32 MB")
-    skipped = Skipped()
+    skipped = SkipCounts()
     assert list(text.read_lines(path, skipped)) == [(1, "one"), (3, "three")]
     assert sum(skipped.values()) == 1
 
@@ -84,7 +89,7 @@ def test_compressed_data_cut_short(tmp_path):
         whole = wrap(content)
         path.write_bytes(whole[: len(whole) // 2])
         fails(lambda: list(text.read_lines(path)), path, "damaged or cut short")
-        skipped = Skipped()
+        skipped = SkipCounts()
         read = list(text.read_lines(path, skipped))
         assert sum(skipped.values()) == 1
         if ending == ".txt.gz":  # zstd may hold back up to one block
@@ -109,8 +114,11 @@ def test_long_window(tmp_path):
 
 def test_pairs_in_any_column_order(tmp_path):
     rows = "".join(f"{en}\tx\t {ko} \n" for ko, en in PAIRS)
-    for name, content in [("a.tsv", f"en\tnote\t ko\n{rows}"),
-                          ("b.tsv.zst", f"번역문\tnote\t원문\n{rows}"), ("c.tsv.gz", f"en\t\tko\n{rows}")]:
+    for name, content in [
+        ("a.tsv", f"en\tnote\t ko\n{rows}"),
+        ("b.tsv.zst", f"번역문\tnote\t원문\n{rows}"),
+        ("c.tsv.gz", f"en\t\tko\n{rows}"),
+    ]:
         wrap = press if name.endswith("zst") else gzip.compress if name.endswith("gz") else bytes
         (tmp_path / name).write_bytes(wrap(content.encode()))
         assert list(corpora.read_pairs(tmp_path / name)) == PAIRS
@@ -132,7 +140,17 @@ def test_pairs_without_rows(tmp_path):
 LAYOUTS = {
     "1_구어체(1)_200226": ["SID", "원문", "번역문"],
     "2_대화체": ["대분류", "소분류", "상황", "Set Nr.", "발화자", "원문", "번역문"],
-    "3_문어체_뉴스(1)": ["ID", "날짜", "자동분류1", "자동분류2", "자동분류3", "URL", "언론사", "원문", "번역문"],
+    "3_문어체_뉴스(1)": [
+        "ID",
+        "날짜",
+        "자동분류1",
+        "자동분류2",
+        "자동분류3",
+        "URL",
+        "언론사",
+        "원문",
+        "번역문",
+    ],
     "4_문어체_한국문화": ["ID", "키워드", "원문", "번역문"],
     "5_문어체_조례": ["ID", "지자체", " 원문", "번역문 "],
     "6_문어체_지자체웹사이트": ["ID ", "지자체", "원문\n", "\t번역문"],
@@ -161,10 +179,10 @@ def aihub(tmp_path):
 
 def test_aihub_all_layouts(aihub):
     (aihub / "~$1_구어체(1)_200226.xlsx").write_bytes(b"a spreadsheet program's lock file")
-    skipped = Skipped()
+    skipped = SkipCounts()
     assert list(corpora.read_aihub(aihub, skipped)) == PAIRS
     assert not skipped
-    assert corpora.kind_of(aihub) == "aihub"
+    assert corpora.detect_format(aihub) == "aihub"
     assert [tag for _, tag in corpora.open_corpus(aihub)] == ["ko", "en"] * len(PAIRS)
 
 
@@ -187,13 +205,31 @@ def test_aihub_zipped(aihub):
 def test_aihub_odd_rows(tmp_path):
     path = tmp_path / "1_구어체(2).xlsx"
     book = openpyxl.Workbook()
-    for row in [["SID", "원문", "번역문"], [1, "하나", "one"], ["x2", "둘", "two"], [3, "", "three"], [4, "넷", None], [None] * 3,
-                [5, 5, 5.5], [6, "하나", "one"], [7.0, " 하나 ", "One"]]:
+    for row in [
+        ["SID", "원문", "번역문"],
+        [1, "하나", "one"],
+        ["x2", "둘", "two"],
+        [3, "", "three"],
+        [4, "넷", None],
+        [None] * 3,
+        [5, 5, 5.5],
+        [6, "하나", "one"],
+        [7.0, " 하나 ", "One"],
+    ]:
         book.active.append(row)
     book.save(path)
-    skipped = Skipped()
-    assert list(corpora.read_aihub(path, skipped)) == [("하나", "one"), ("둘", "two"), ("5", "5.5"), ("하나", "One")]
-    assert dict(skipped) == {"empty cell": 3, "kept, but its id is not a whole number": 1, "the pair stood before": 1}
+    skipped = SkipCounts()
+    assert list(corpora.read_aihub(path, skipped)) == [
+        ("하나", "one"),
+        ("둘", "two"),
+        ("5", "5.5"),
+        ("하나", "One"),
+    ]
+    assert dict(skipped) == {
+        "empty cell": 3,
+        "kept, but its id is not a whole number": 1,
+        "the pair stood before": 1,
+    }
     assert skipped.examples["empty cell"][0] == "1_구어체(2).xlsx row 4"
 
 
@@ -215,13 +251,27 @@ def document(sentence, subset="Pile-CC"):
 
 
 def test_pile_damaged_lines_are_counted(tmp_path):
-    lines = [document("One is fine."), b'{"text": "cut', b"\n", b"null\n", b'{"text": 5}\n', b'{"meta": {}}\n',
-             b'{"text": "\xff"}\n',
-             b'{"text": "No meta is fine."}\n', b'{"text": "So is this.", "meta": null}\n',
-             b'{"text": "Half \\ud83d a smile."}\n', b"\0\n"]
+    lines = [
+        document("One is fine."),
+        b'{"text": "cut',
+        b"\n",
+        b"null\n",
+        b'{"text": 5}\n',
+        b'{"meta": {}}\n',
+        b'{"text": "\xff"}\n',
+        b'{"text": "No meta is fine."}\n',
+        b'{"text": "So is this.", "meta": null}\n',
+        b'{"text": "Half \\ud83d a smile."}\n',
+        b"\0\n",
+    ]
     (tmp_path / "00.jsonl").write_bytes(b"".join(lines))
     corpus = corpora.open_corpus(tmp_path)
-    assert [t for t, _ in corpus] == ["one is fine.", "no meta is fine.", "so is this.", "half \ufffd a smile."]
+    assert [t for t, _ in corpus] == [
+        "one is fine.",
+        "no meta is fine.",
+        "so is this.",
+        "half \ufffd a smile.",
+    ]
     assert dict(corpus.skipped) == {"not a document of the Pile": 4, "is not UTF-8": 1, "holds a NUL byte": 1}
     "".join(t for t, _ in corpus).encode()  # can be written
 
@@ -232,7 +282,7 @@ def test_pile_damaged_frame_in_the_middle(tmp_path):
     (tmp_path / "00.jsonl.zst").write_bytes(b"".join(frames))
     (tmp_path / "01.jsonl.zst").write_bytes(frames[0][:-7])
     (tmp_path / "02.jsonl.zst").write_bytes(press(document("The last file.")))
-    skipped = Skipped()
+    skipped = SkipCounts()
     read = [t for t, _ in corpora.read_pile(tmp_path, skipped=skipped)]
     after = [t for t in read if "frame 2" in t or "frame 3" in t]
     assert after == [f"Sentence {i} of frame {k}." for k in (2, 3) for i in range(50)]
@@ -246,7 +296,11 @@ def test_pile_subsets_and_limit(tmp_path):
     (tmp_path / "val.jsonl.gz").write_bytes(gzip.compress(lines))
     assert [t for t, _ in corpora.open_corpus(tmp_path, subsets=["FreeLaw"])] == ["g h.", "i j."]
     assert [t for t, _ in corpora.open_corpus(tmp_path, limit=4)] == ["a b.", "c d.", "e f.", "g h."]
-    fails(lambda: list(corpora.open_corpus(tmp_path, subsets=["Books3"])), "Books3", "Choose from FreeLaw, Github")
+    fails(
+        lambda: list(corpora.open_corpus(tmp_path, subsets=["Books3"])),
+        "Books3",
+        "Choose from FreeLaw, Github",
+    )
 
 
 # ---------------------------------------------------------------- tweets
@@ -258,35 +312,46 @@ def test_tweets(tmp_path):
     (tmp_path / "train.csv").write_text("\ufeff" + TWEETS.replace("\n", "\r\n"), encoding="utf8")
     (tmp_path / "test.csv").write_text('id,keyword,location,text\n0,,,"a ""quote"",\nand a line end"\n')
     (tmp_path / "sample_submission.csv").write_text("id,target\n0,0\n")
-    frame = tweets.read_tweets(tmp_path)
-    assert frame.text.tolist() == ["fire & smoke url", "fire & smoke! user url"] and frame.target.tolist() == [1, 0]
-    test = tweets.read_tweets(tmp_path / "test.csv")
+    frame = labeled.read_tweets(tmp_path)
+    assert frame.text.tolist() == [
+        "fire & smoke url",
+        "fire & smoke! user url",
+    ] and frame.target.tolist() == [1, 0]
+    test = labeled.read_tweets(tmp_path / "test.csv")
     assert "target" not in test and test.text[0] == 'a "quote", and a line end'
     assert len(list(corpora.open_corpus(tmp_path))) == 3  # both files, not the submission
 
 
 def test_conflicting_twins_are_found(tmp_path):
     header = "id,keyword,location,text,target\n"
-    (tmp_path / "train.csv").write_text(header + "1,,,Fire! http://a.b,1\n2,,,fire 7,0\n3,,,rain,0\n4,,,RAIN,0\n")
-    frame = tweets.read_tweets(tmp_path)
-    assert frame.group.tolist() == [0, 0, 1, 1] and tweets.label_conflicts(frame).id.tolist() == ["1", "2"]
+    (tmp_path / "train.csv").write_text(
+        header + "1,,,Fire! http://a.b,1\n2,,,fire 7,0\n3,,,rain,0\n4,,,RAIN,0\n"
+    )
+    frame = labeled.read_tweets(tmp_path)
+    assert frame.group.tolist() == [0, 0, 1, 1] and labeled.label_conflicts(frame).id.tolist() == ["1", "2"]
 
 
-@pytest.mark.parametrize("content, parts", [
-    (TWEETS.replace("target", "label").replace("text", "tweet"), ["row 1", "'text' is missing", "nlp-getting-started"]),
-    (TWEETS.replace(",1\n", ",\n"), ["row 2", "target is ''"]),
-    (TWEETS.split("\n")[0] + "\n", ["no row"]),
-    (TWEETS + "3,,,a,1,too,many,cells\n", ["not a CSV file"]),
-    ("", ["the file is empty"]),
-])
+@pytest.mark.parametrize(
+    "content, parts",
+    [
+        (
+            TWEETS.replace("target", "label").replace("text", "tweet"),
+            ["row 1", "'text' is missing", "nlp-getting-started"],
+        ),
+        (TWEETS.replace(",1\n", ",\n"), ["row 2", "target is ''"]),
+        (TWEETS.split("\n")[0] + "\n", ["no row"]),
+        (TWEETS + "3,,,a,1,too,many,cells\n", ["not a CSV file"]),
+        ("", ["the file is empty"]),
+    ],
+)
 def test_tweet_faults(tmp_path, content, parts):
     (tmp_path / "train.csv").write_text(content)
-    fails(lambda: tweets.read_tweets(tmp_path), tmp_path / "train.csv", *parts)
+    fails(lambda: labeled.read_tweets(tmp_path), tmp_path / "train.csv", *parts)
 
 
 def test_tweets_in_another_encoding(tmp_path):
     (tmp_path / "train.csv").write_bytes(TWEETS.encode() + "3,,,caf\xe9,1\n".encode("latin1"))
-    fails(lambda: tweets.read_tweets(tmp_path), "row 4", "is not UTF-8")
+    fails(lambda: labeled.read_tweets(tmp_path), "row 4", "is not UTF-8")
 
 
 # ---------------------------------------------------------------- one door
@@ -308,7 +373,9 @@ def test_fingerprint_knows_content_not_place(tmp_path):
     for folder, content in [("one", "hello"), ("two", "hello"), ("three", "hullo")]:
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "a.txt").write_text(content)
-    one, two, three = (corpora.open_corpus(tmp_path / f / "a.txt").fingerprint for f in ["one", "two", "three"])
+    one, two, three = (
+        corpora.open_corpus(tmp_path / f / "a.txt").fingerprint for f in ["one", "two", "three"]
+    )
     assert one == two != three
     assert corpora.open_corpus(tmp_path / "one" / "a.txt", limit=1).fingerprint != one
 
@@ -322,14 +389,14 @@ def test_messages_need_their_package(monkeypatch):
 
 
 BUILD = """
-from bertlab import docstrings
-from bertlab.core import read_json
+from bertlab.data import docstrings
+from bertlab.core.files import read_json
 docstrings.LIBRARIES = {"python": "", "numpy": "numpy"}
 docstrings._sources = lambda library, read=docstrings._sources: dict(list(read(library).items())[:60])
 write, calls = docstrings._write_docstrings, []
 docstrings._write_docstrings = lambda *args: (calls.append(1), write(*args))
 n = sum(1 for _ in docstrings.docstrings())
-print(len(calls), n, read_json(docstrings.docstring_folder() / "manifest.json")["sha256"])
+print(len(calls), n, read_json(docstrings.build_docstring_corpus() / "manifest.json")["sha256"])
 """
 
 
@@ -348,7 +415,9 @@ def test_two_processes_build_once_and_alike(tmp_path):
 def test_docstring_oddities():
     assert docstrings.find_docstrings("def f(): '''x'''\n\x00") == []
     assert docstrings.docstring_sentences("") == []
-    table = "Table.\n\n====  ====\na     b\n====  ====\n1     2\n====  ====\n\nThe table above is left out here."
+    table = (
+        "Table.\n\n====  ====\na     b\n====  ====\n1     2\n====  ====\n\nThe table above is left out here."
+    )
     assert [s for _, s in docstrings.docstring_sentences(table)] == ["The table above is left out here."]
     fields = ":param x: The first of the two numbers.\n:returns: The sum of the two numbers."
     assert len(docstrings.docstring_sentences(fields)) == 2

@@ -1,4 +1,5 @@
 "What one notebook cannot show of decoder and translator: any shape, any layout; runs that are stopped; what may go wrong."
+
 import json
 import math
 import signal
@@ -8,25 +9,47 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
-from bertlab.bpe import CLS_ID, SEP_ID, token_chars, train_tokenizer
-from bertlab.core import BertlabError
-from bertlab.decoder import CausalLM, Decoder, LanguageModelTask, Transformer, beam_search, cross_attention, greedy, sampler, shift, write
-from bertlab.encoder import EncoderConfig, n_parameters
+from bertlab.bpe import CLS_ID, SEP_ID, chars_per_token, train_tokenizer
+from bertlab.core.files import BertlabError
+from bertlab.data.parallel import PairStore, SplitPairs, prepare_pairs, write_training_text
+from bertlab.data.text import near_duplicate_key
+from bertlab.decoder import (
+    CausalLM,
+    CausalLMTask,
+    Decoder,
+    Transformer,
+    beam_search,
+    cross_attention,
+    greedy,
+    sampler,
+    shift_right,
+    write,
+)
+from bertlab.encoder import EncoderConfig, count_parameters
 from bertlab.mlm import MaskedLM, save_model
-from bertlab.packing import Layout, memory_store
-from bertlab.pairs import PairStore, SplitPairs, prepare_pairs, write_training_text
-from bertlab.text import near_duplicate_key
-from bertlab.training import Interrupted, TrainConfig, fit
+from bertlab.packing import Layout, in_memory_store
+from bertlab.training import Interrupted, TrainConfig
 from bertlab.translation import (
-    TranslationConfig, TranslationTask, build_translator, load_translator, save_translator, train_translator, translate,
+    TranslationConfig,
+    TranslationTask,
+    build_translator,
+    load_translator,
+    save_translator,
+    train_translator,
+    translate,
 )
 
 VOCAB = 23
 shapes = st.builds(
-    lambda heads, width, layers, norm, activation: EncoderConfig(VOCAB, heads * width, heads, 3 * width, layers, activation, norm, max_len=40),
-    st.integers(1, 3), st.sampled_from([2, 4, 6]), st.integers(1, 3), st.sampled_from(["pre", "post"]), st.sampled_from(["relu", "gelu", "swish"]),
+    lambda heads, width, layers, norm, activation: EncoderConfig(
+        VOCAB, heads * width, heads, 3 * width, layers, activation, norm, max_len=40
+    ),
+    st.integers(1, 3),
+    st.sampled_from([2, 4, 6]),
+    st.integers(1, 3),
+    st.sampled_from(["pre", "post"]),
+    st.sampled_from(["relu", "gelu", "swish"]),
 )
 pairs_of_lengths = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=6)
 
@@ -51,9 +74,11 @@ def shaken(model):
 def test_one_sentence_at_a_time_gives_the_same(config, lengths):
     model = shaken(Transformer(config))
     source, source_layout = some_ids([a for a, _ in lengths], 1)
-    taught = shift(*some_ids([b for _, b in lengths], 2))
+    taught = shift_right(*some_ids([b for _, b in lengths], 2))
     together = model(source, source_layout, taught.inputs, taught.layout).split([b + 1 for _, b in lengths])
-    parts = zip(source.split([a for a, _ in lengths]), taught.inputs.split([b + 1 for _, b in lengths]), together)
+    parts = zip(
+        source.split([a for a, _ in lengths]), taught.inputs.split([b + 1 for _, b in lengths]), together
+    )
     for x, y, out in parts:
         alone = model(x, Layout.from_lengths([len(x)]), y, Layout.from_lengths([len(y)]))
         torch.testing.assert_close(alone, out, atol=1e-4, rtol=1e-4)
@@ -65,7 +90,7 @@ def test_one_sentence_at_a_time_gives_the_same(config, lengths):
 def test_steps_equal_full_decoding_whatever_leaves(config, lengths, with_memory):
     longest = max(b for _, b in lengths)
     ids, layout = some_ids([longest] * len(lengths), 2)
-    taught = shift(ids, layout)
+    taught = shift_right(ids, layout)
     model = shaken((Transformer if with_memory else CausalLM)(config))
     source = some_ids([a for a, _ in lengths], 1) if with_memory else ()
     full = model(*source, taught.inputs, taught.layout).view(len(lengths), longest + 1, -1)
@@ -89,8 +114,8 @@ def test_the_future_changes_nothing(lengths, cut):
     memory_layout, layout = (Layout.from_lengths([p[i] for p in lengths]) for i in (0, 1))
     dice = torch.Generator().manual_seed(0)
     x, memory = (torch.randn(part.n_tokens, 16, generator=dice) for part in (layout, memory_layout))
-    changed = torch.where((layout.position > cut)[:, None], torch.randn(x.shape, generator=dice), x)
-    past = layout.position <= cut
+    changed = torch.where((layout.position_ids > cut)[:, None], torch.randn(x.shape, generator=dice), x)
+    past = layout.position_ids <= cut
     before, after = (decoder(y, layout, memory, memory_layout)[past] for y in (x, changed))
     assert torch.equal(before, after)
 
@@ -104,8 +129,16 @@ def test_beam_search_scores_what_it_writes(config, lengths, beams, alpha):
     limits = torch.tensor([b for _, b in lengths])
     found, scores = beam_search(model, model.start(source, layout, beams), limits, beams, alpha)
     assert all(len(ids) <= limit and all(i >= 5 for i in ids) for ids, limit in zip(found, limits.tolist()))
-    taught = shift(torch.tensor([i for ids in found for i in ids], dtype=torch.long), Layout.from_lengths([len(ids) for ids in found]))
-    logp = model(source, layout, taught.inputs, taught.layout).log_softmax(-1).gather(1, taught.targets[:, None]).squeeze(1)
+    taught = shift_right(
+        torch.tensor([i for ids in found for i in ids], dtype=torch.long),
+        Layout.from_lengths([len(ids) for ids in found]),
+    )
+    logp = (
+        model(source, layout, taught.inputs, taught.layout)
+        .log_softmax(-1)
+        .gather(1, taught.targets[:, None])
+        .squeeze(1)
+    )
     for part, score in zip(logp.split(taught.layout.lengths.tolist()), scores.tolist()):
         assert math.isclose(part.sum().item() / ((5 + len(part)) / 6) ** alpha, score, abs_tol=1e-3)
 
@@ -118,7 +151,9 @@ def test_greedy_does_not_depend_on_its_company():
     together = write(model, model.start(source, layout), limits, greedy)
     assert together[2] == []  # no room
     for part, limit, ids in zip(source.split([3, 8, 1, 5]), limits, together):
-        assert write(model, model.start(part, Layout.from_lengths([len(part)])), limit[None], greedy)[0] == ids
+        assert (
+            write(model, model.start(part, Layout.from_lengths([len(part)])), limit[None], greedy)[0] == ids
+        )
 
 
 def test_sampling_follows_the_distribution():
@@ -132,13 +167,16 @@ def test_sampling_follows_the_distribution():
 def test_a_mean_loss_of_shifted_targets_is_torchs():
     model = shaken(CausalLM(EncoderConfig(VOCAB, 16, 2, 32, 1)))
     ids, layout = some_ids([4, 1, 6], 3)
-    store = memory_store(["a"], train_tokenizer(["a b"], 0))
-    loss, sums = LanguageModelTask(model, store, store, torch.ones(VOCAB, dtype=torch.long)).loss(type("B", (), {
-        "to": lambda self, device: self, "ids": ids, "layout": layout})(), 0)
+    store = in_memory_store(["a"], train_tokenizer(["a b"], 0))
+    loss, sums = CausalLMTask(model, store, store, torch.ones(VOCAB, dtype=torch.long)).loss(
+        type("B", (), {"to": lambda self, device: self, "ids": ids, "layout": layout})(), 0
+    )
     by_hand = []
     for part in ids.split([4, 1, 6]):
         inputs, targets = torch.cat([torch.tensor([CLS_ID]), part]), torch.cat([part, torch.tensor([SEP_ID])])
-        by_hand.append(F.cross_entropy(model(inputs, Layout.from_lengths([len(inputs)])), targets, reduction="none"))
+        by_hand.append(
+            F.cross_entropy(model(inputs, Layout.from_lengths([len(inputs)])), targets, reduction="none")
+        )
     torch.testing.assert_close(loss, torch.cat(by_hand).mean())
     assert sums["masked"] == 4 + 1 + 6 + 3
 
@@ -163,13 +201,18 @@ def test_autocast_writes_the_same_length_of_cache():
 def test_cross_attention_leaves_no_hook_behind():
     model = shaken(Transformer(EncoderConfig(VOCAB, 16, 2, 32, 2)))
     source, layout = some_ids([4, 6], 0)
-    taught = shift(*some_ids([3, 2], 1))
+    taught = shift_right(*some_ids([3, 2], 1))
     maps = cross_attention(model, source, layout, taught.inputs, taught.layout)
     assert [[tuple(m.shape) for m in layer] for layer in maps] == [[(2, 4, 4), (2, 3, 6)]] * 2
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-@given(st.lists(st.tuples(st.text("ab1. ", min_size=1, max_size=6), st.text("xy2! ", min_size=1, max_size=6)), max_size=60))
+@given(
+    st.lists(
+        st.tuples(st.text("ab1. ", min_size=1, max_size=6), st.text("xy2! ", min_size=1, max_size=6)),
+        max_size=60,
+    )
+)
 @settings(max_examples=40, deadline=None)
 def test_no_twin_of_a_held_out_pair_is_in_training(pairs):
     split = SplitPairs(pairs, held=0.4)
@@ -187,10 +230,25 @@ def tiny(tmp_path_factory):
     "A parallel corpus of our own, and a config for it."
     path = tmp_path_factory.mktemp("pairs") / "pairs.tsv"
     numbers = "영 일 이 삼 사 오 육 칠 팔 구".split()
-    rows = [f"{numbers[i % 10]} {numbers[i // 10 % 10]} 개{'가' * (i % 7)}\t{'abcdefghij'[i % 10]} {'abcdefghij'[i // 10 % 10]} things{'s' * (i % 7)}\tmade up" for i in range(400)]
+    rows = [
+        f"{numbers[i % 10]} {numbers[i // 10 % 10]} 개{'가' * (i % 7)}\t{'abcdefghij'[i % 10]} {'abcdefghij'[i // 10 % 10]} things{'s' * (i % 7)}\tmade up"
+        for i in range(400)
+    ]
     path.write_text("ko\ten\tsource\n" + "\n".join(rows) + "\n", encoding="utf8")
     train = TrainConfig(lr=2e-3, epochs=1, batch_size=16, checkpoint_minutes=1e9)
-    return TranslationConfig(str(path), held=0.2, merges=50, d_model=16, heads=2, d_ff=32, layers=1, test_pairs=8, beams=2, max_len=32, train=train)
+    return TranslationConfig(
+        str(path),
+        held=0.2,
+        merges=50,
+        d_model=16,
+        heads=2,
+        d_ff=32,
+        layers=1,
+        test_pairs=8,
+        beams=2,
+        max_len=32,
+        train=train,
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -216,7 +274,10 @@ def test_a_run_that_is_stopped_ends_as_if_it_was_not(tiny, tmp_path, monkeypatch
     assert again["result"] == whole["result"] and again["examples"] == whole["examples"]
     a, b = (load_translator(tmp_path / name / "model")[0].state_dict() for name in ("whole", "stopped"))
     assert all(torch.equal(a[k], b[k]) for k in a)
-    assert json.loads((tmp_path / "whole" / "record.json").read_text(encoding="utf8"))["config"]["corpus"] == "pairs.tsv"
+    assert (
+        json.loads((tmp_path / "whole" / "record.json").read_text(encoding="utf8"))["config"]["corpus"]
+        == "pairs.tsv"
+    )
 
 
 def test_a_saved_translator_is_the_same_and_a_foreign_one_is_refused(tiny, tmp_path):
@@ -243,7 +304,7 @@ def test_the_encoder_starts_from_a_pretrained_one(tiny, tmp_path):
         assert torch.equal(model.encoder.state_dict()[name], weight)
     with pytest.raises(BertlabError, match="another shape"):
         build_translator(replace(config, layers=2), ready.tokenizer)
-    assert n_parameters(model) == n_parameters(build_translator(tiny, ready.tokenizer))
+    assert count_parameters(model) == count_parameters(build_translator(tiny, ready.tokenizer))
 
 
 def test_odd_sentences_are_translated_to_something(tiny):
@@ -263,7 +324,10 @@ def test_training_text_holds_training_text_only(tiny, tmp_path):
 
 def test_odd_store_lengths_drop_whole_pairs():
     tokenizer = train_tokenizer(["a b c d"], 0)
-    store = PairStore(memory_store(["a", "b", "a b c d", "c", "d", "a b c d a b", "b", "a"], tokenizer, max_len=8), max_len=8)
+    store = PairStore(
+        in_memory_store(["a", "b", "a b c d", "c", "d", "a b c d a b", "b", "a"], tokenizer, max_len=8),
+        max_len=8,
+    )
     assert store.pairs.tolist() == [0, 3]
     assert store.batch([0, 1]).target.layout.lengths.tolist() == [len(tokenizer.encode("b").ids) + 1] * 2
 
@@ -272,7 +336,7 @@ def test_odd_store_lengths_drop_whole_pairs():
 def test_gpu_agrees_with_cpu(tiny):
     ready = prepare_pairs(tiny)
     model = shaken(build_translator(tiny, ready.tokenizer))
-    task = lambda: TranslationTask(model, ready.train, ready.valid, token_chars(ready.tokenizer), 16)
+    task = lambda: TranslationTask(model, ready.train, ready.valid, chars_per_token(ready.tokenizer), 16)
     batch = ready.train.batch(range(16))
     with torch.no_grad():
         on_cpu, words = task().loss(batch, 0)[0], translate(model, ready.tokenizer, ready.test[0][:1])

@@ -1,9 +1,10 @@
 """Bad input, bad disks, bad luck. Each row of a table is one case: what is wrong, and what the user is told.
 
-Every message is one line that names the place and the remedy; a traceback fails the test. What one module refuses by itself
+Every message is one line that names the place and the hint; a traceback fails the test. What one module refuses by itself
 is tested beside it (test_corpora, test_bpe, test_packing, test_masking, test_mlm, test_finetuning); here are the command line,
 runs and their checkpoints, hostile files, the disk, the memory, and two processes at once.
 """
+
 import errno
 import gzip
 import json
@@ -22,19 +23,50 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from bertlab import cli, core, pretraining
+from bertlab import cli, pretraining
 from bertlab.bpe import save_tokenizer, train_tokenizer
-from bertlab.core import BertlabError, atomic_path, read_json, save_figure, write_json
+from bertlab.core import files
+from bertlab.core.files import BertlabError, atomic_path, read_json, write_json
+from bertlab.core.plotting import save_figure
+from bertlab.core.records import checkpoints
+from bertlab.core.reporting import read_records
 from bertlab.encoder import Encoder, EncoderConfig
 from bertlab.evaluation import write_submission
 from bertlab.finetuning import Classifier, FeatureCache, save_classifier
 from bertlab.mlm import MaskedLM, save_model
-from bertlab.packing import Layout, memory_store
-from bertlab.reporting import read_records
-from bertlab.training import Diverged, Interrupted, Task, TrainConfig, checkpoints, fit, make_optimizers, save_checkpoint
+from bertlab.packing import Layout, in_memory_store
+from bertlab.training import (
+    DivergedError,
+    Interrupted,
+    Task,
+    TrainConfig,
+    fit,
+    make_optimizers,
+    save_checkpoint,
+)
 
-TEXTS = [f"the {t} number {i} is {s}" for i in range(16) for t in ("array", "figure", "index") for s in ("sorted", "drawn", "empty")]
-TINY = ["--merges", "20", "--d-model", "16", "--heads", "2", "--d-ff", "32", "--layers", "1", "--valid-sentences", "20", "--batch-size", "8"]
+TEXTS = [
+    f"the {t} number {i} is {s}"
+    for i in range(16)
+    for t in ("array", "figure", "index")
+    for s in ("sorted", "drawn", "empty")
+]
+TINY = [
+    "--merges",
+    "20",
+    "--d-model",
+    "16",
+    "--heads",
+    "2",
+    "--d-ff",
+    "32",
+    "--layers",
+    "1",
+    "--valid-sentences",
+    "20",
+    "--batch-size",
+    "8",
+]
 
 
 class Bomb:
@@ -59,7 +91,7 @@ def world(tmp_path_factory):
     tokenizer = train_tokenizer(TEXTS, 20)
     shape = EncoderConfig(tokenizer.get_vocab_size(), d_model=16, heads=2, d_ff=32, layers=1, max_len=40)
     save_model(MaskedLM(shape), tokenizer, here / "model")
-    save_classifier(Classifier(shape, ["no", "yes"], filters=4), tokenizer, here / "classifier")
+    save_classifier(Classifier(shape, ["no", "yes"], n_filters=4), tokenizer, here / "classifier")
     for name, change in MODELS.items():
         kind = "classifier" if name.startswith("c-") else "model"
         shutil.copytree(here / kind, here / name)
@@ -75,27 +107,53 @@ def world(tmp_path_factory):
 def text_files():
     "File name -> bytes."
     good, tweets = "\n".join(TEXTS), "id,keyword,location,text,target\n"
-    labels = "text,label\n" + "\n".join(f"word{chr(97 + i)} {'fire' if i % 2 else 'song'},{'yes' if i % 2 else 'no'}" for i in range(26))
+    labels = "text,label\n" + "\n".join(
+        f"word{chr(97 + i)} {'fire' if i % 2 else 'song'},{'yes' if i % 2 else 'no'}" for i in range(26)
+    )
     return {
-        "good.txt": good.encode(), "good.csv": labels.encode(), "empty.txt": b"", "cp949.txt": "좋다\n싫다".encode("cp949"),
-        "nul.txt": b"one\ntw\0o\n", "utf16.txt": good.encode("utf-16"), "long.txt": b"one\n" + b"x" * 50_000_000, "marks.txt": b"---\n***\n",
-        "emoji.txt": "🙂🙂\n🐍\n".encode(), "one.txt": b"only one sentence\n", "cut.txt.gz": gzip.compress(np.random.default_rng(0).bytes(9000).hex().encode())[:4000],
-        "false.txt.zst": b"no zstd at all", "fr.tsv": b"ko\tfr\nx\ty\n", "header.tsv": b"ko\ten\n", "broken.xlsx": b"PK\x03\x04 broken",
-        "none.jsonl": b"null\n[]\n{}\n", "mixed/a.txt": b"a b\n", "mixed/b.tsv": b"ko\ten\nx\ty\n", "odd/a.docx": b"x", "file": b"not a folder",
-        "columns.csv": b"sentence,class\na,b\n", "oneclass.csv": b"text,label\na b,yes\nc d,yes\n", "gap.csv": b"text,label\na b,yes\n,no\n",
-        "few.csv": b"text,label\na b,yes\nc d,no\n", "quote.csv": b'text,label\n"a b,yes\n', "latin.csv": b"text,label\ncaf\xe9,yes\n",
-        "empty.csv": b"", "t/train.csv": (tweets + "1,,,fire,yes\n").encode(), "test.csv": b"id,text\n1,fire\n", "headeronly.csv": tweets.encode(),
+        "good.txt": good.encode(),
+        "good.csv": labels.encode(),
+        "empty.txt": b"",
+        "cp949.txt": "좋다\n싫다".encode("cp949"),
+        "nul.txt": b"one\ntw\0o\n",
+        "utf16.txt": good.encode("utf-16"),
+        "long.txt": b"one\n" + b"x" * 50_000_000,
+        "marks.txt": b"---\n***\n",
+        "emoji.txt": "🙂🙂\n🐍\n".encode(),
+        "one.txt": b"only one sentence\n",
+        "cut.txt.gz": gzip.compress(np.random.default_rng(0).bytes(9000).hex().encode())[:4000],
+        "false.txt.zst": b"no zstd at all",
+        "fr.tsv": b"ko\tfr\nx\ty\n",
+        "header.tsv": b"ko\ten\n",
+        "broken.xlsx": b"PK\x03\x04 broken",
+        "none.jsonl": b"null\n[]\n{}\n",
+        "mixed/a.txt": b"a b\n",
+        "mixed/b.tsv": b"ko\ten\nx\ty\n",
+        "odd/a.docx": b"x",
+        "file": b"not a folder",
+        "columns.csv": b"sentence,class\na,b\n",
+        "oneclass.csv": b"text,label\na b,yes\nc d,yes\n",
+        "gap.csv": b"text,label\na b,yes\n,no\n",
+        "few.csv": b"text,label\na b,yes\nc d,no\n",
+        "quote.csv": b'text,label\n"a b,yes\n',
+        "latin.csv": b"text,label\ncaf\xe9,yes\n",
+        "empty.csv": b"",
+        "t/train.csv": (tweets + "1,,,fire,yes\n").encode(),
+        "test.csv": b"id,text\n1,fire\n",
+        "headeronly.csv": tweets.encode(),
         "numbers.csv": ("text,label\n" + "\n".join(f"{i},{i % 2}" for i in range(30))).encode(),
     }
 
 
 def edit(**changes):
     "A change of the config inside config.json; `encoder` is changed key by key."
+
     def change(folder):
         saved = json.loads((folder / "config.json").read_text())
         for key, value in changes.items():
             saved["config"][key] = {**saved["config"]["encoder"], **value} if key == "encoder" else value
         (folder / "config.json").write_text(json.dumps(saved))
+
     return change
 
 
@@ -104,23 +162,37 @@ def weights_as(write):
 
 
 MODELS = {  # folder -> how it differs from a good one; those that begin with c- are classifiers
-    "cut": weights_as(lambda path: path.write_bytes(path.read_bytes()[:-9])), "gone": weights_as(lambda path: path.unlink()),
+    "cut": weights_as(lambda path: path.write_bytes(path.read_bytes()[:-9])),
+    "gone": weights_as(lambda path: path.unlink()),
     "pickle": weights_as(lambda path: path.write_bytes(pickle.dumps(Bomb(path.parent / "mark")))),
     "torch": weights_as(lambda path: torch.save(Bomb(path.parent / "mark"), path)),
-    "wide": edit(d_model=32), "positions": edit(max_len=10**12), "towers": edit(layers=10**9), "endless": edit(d_ff=10**30),
-    "negative": edit(layers=-1), "words": edit(dropout="much"), "deep": lambda f: (f / "config.json").write_text("[" * 10**5),
+    "wide": edit(d_model=32),
+    "positions": edit(max_len=10**12),
+    "towers": edit(layers=10**9),
+    "endless": edit(d_ff=10**30),
+    "negative": edit(layers=-1),
+    "words": edit(dropout="much"),
+    "deep": lambda f: (f / "config.json").write_text("[" * 10**5),
     "digits": lambda f: (f / "config.json").write_text('{"config": ' + "9" * 5000 + "}"),
     "folder": lambda f: ((f / "config.json").unlink(), (f / "config.json").mkdir()),
-    "outside": lambda f: (f / "config.json").write_text((f / "config.json").read_text().replace('"kind"', '"weights": "../model", "kind"')),
+    "outside": lambda f: (f / "config.json").write_text(
+        (f / "config.json").read_text().replace('"kind"', '"weights": "../model", "kind"')
+    ),
     "speech": lambda f: save_tokenizer(train_tokenizer(TEXTS, 9), f / "tokenizer.json"),
-    "c-kernels": edit(kernels=[10**30]), "c-none": edit(kernels=None), "c-filters": edit(filters="many"), "c-one": edit(labels=["no"]),
-    "c-labels": edit(labels=["a", "b", "c"]), "c-positions": edit(encoder={"max_len": 10**12}), "c-heads": edit(encoder={"heads": 3}),
+    "c-kernel_sizes": edit(kernel_sizes=[10**30]),
+    "c-none": edit(kernel_sizes=None),
+    "c-n_filters": edit(n_filters="many"),
+    "c-one": edit(labels=["no"]),
+    "c-labels": edit(labels=["a", "b", "c"]),
+    "c-positions": edit(encoder={"max_len": 10**12}),
+    "c-heads": edit(encoder={"heads": 3}),
 }
 RUNS = {  # folder -> what stands in it
     "r-config": lambda f: ((f / "config.json").write_text("[]"), (f / "record.json").write_text("{}")),
     "r-cut": lambda f: ((f / "config.json").write_text('{"lr": '), (f / "record.json").write_text("{}")),
     "r-other": lambda f: ((f / "config.json").write_text('{"lr": 1}'), (f / "record.json").write_text("{}")),
-    "records": lambda f: (f / "a.json").write_text("[1]"), "records2": lambda f: (f / "a.json").write_text('{"kind": "x"}'),
+    "records": lambda f: (f / "a.json").write_text("[1]"),
+    "records2": lambda f: (f / "a.json").write_text('{"kind": "x"}'),
 }
 
 
@@ -134,7 +206,7 @@ def bertlab(world, capsys, *words):
 
 
 PRETRAIN = ["pretrain", "--out", "@run", *TINY]
-FINETUNE = ["finetune", "--model", "@model", "--out", "@tuned", "--filters", "4", "--epochs", "1"]
+FINETUNE = ["finetune", "--model", "@model", "--out", "@tuned", "--n_filters", "4", "--epochs", "1"]
 COMMANDS = [  # the words after bertlab; what the one line must say
     # corpora
     (["data", "@nowhere.txt"], ["nowhere.txt", "no such file or folder", "Check the path"]),
@@ -159,16 +231,25 @@ COMMANDS = [  # the words after bertlab; what the one line must say
     # pre-training
     ([*PRETRAIN, "--corpus", "@nowhere.txt"], ["nowhere.txt", "no such file"]),
     ([*PRETRAIN, "--corpus", "@one.txt"], ["no"]),
-    ([*PRETRAIN, "--corpus", "@good.txt", "--lang", "ko"], ["lang is an option of a parallel corpus", "Leave out"]),
-    ([*PRETRAIN, "--corpus", "@good.txt", "--heads", "3"], ["d_model 16 cannot be shared among 3 heads", "Choose a multiple"]),
+    (
+        [*PRETRAIN, "--corpus", "@good.txt", "--lang", "ko"],
+        ["lang is an option of a parallel corpus", "Leave out"],
+    ),
+    (
+        [*PRETRAIN, "--corpus", "@good.txt", "--heads", "3"],
+        ["d_model 16 cannot be shared among 3 heads", "Choose a multiple"],
+    ),
     ([*PRETRAIN, "--corpus", "@good.txt", "--layers", "0"], ["layers is 0", "whole number from 1"]),
     ([*PRETRAIN, "--corpus", "@good.txt", "--layers", "1000000"], ["no machine holds that", "Stay below"]),
-    ([*PRETRAIN, "--corpus", "@good.txt", "--max-len", "1000000000000"], ["max_len is 1000000000000", "below 2**31"]),
+    (
+        [*PRETRAIN, "--corpus", "@good.txt", "--max-len", "1000000000000"],
+        ["max_len is 1000000000000", "below 2**31"],
+    ),
     ([*PRETRAIN, "--corpus", "@good.txt", "--dropout", "1.5"], ["dropout is 1.5"]),
     ([*PRETRAIN, "--corpus", "@good.txt", "--merges", "-1"], ["merges -1", "0 or more"]),
     ([*PRETRAIN, "--corpus", "@good.txt", "--valid", "1.5"], ["valid is 1.5", "between 0 and 1"]),
     ([*PRETRAIN, "--corpus", "@good.txt", "--valid", "nan"], ["valid is nan"]),
-    ([*PRETRAIN, "--corpus", "@good.txt", "--valid-sentences", "0"], ["valid_sentences 0"]),
+    ([*PRETRAIN, "--corpus", "@good.txt", "--valid-sentences", "0"], ["eval_sentences 0"]),
     ([*PRETRAIN, "--corpus", "@good.txt", "--part", "0"], ["part is 0", "above 0"]),
     ([*PRETRAIN, "--corpus", "@good.txt", "--lr", "nan"], ["lr is nan"]),
     ([*PRETRAIN, "--corpus", "@good.txt", "--lr", "inf"], ["lr is inf", "finite"]),
@@ -183,9 +264,15 @@ COMMANDS = [  # the words after bertlab; what the one line must say
     ([*PRETRAIN, "--corpus", "@good.txt", "--lr", "fast"], ["argument --lr", "invalid float value"]),
     (["pretrain", "--corpus", "@good.txt"], ["required: --out"]),
     ([*PRETRAIN, "--corpus", "@good.txt", "--learning-rate", "1"], ["unrecognized arguments"]),
-    (["pretrain", "--out", "@file/run", *TINY], ["file: is a file, where a folder is needed", "Choose another path"]),
+    (
+        ["pretrain", "--out", "@file/run", *TINY],
+        ["file: is a file, where a folder is needed", "Choose another path"],
+    ),
     # runs
-    (["pretrain", "--out", "@r-config", *TINY], ["config.json", "is not the config of a run", "another folder"]),
+    (
+        ["pretrain", "--out", "@r-config", *TINY],
+        ["config.json", "is not the config of a run", "another folder"],
+    ),
     (["pretrain", "--out", "@r-cut", *TINY], ["config.json", "is not JSON", "make it again"]),
     (["pretrain", "--out", "@r-other", *TINY], ["holds a run with other settings", "Choose another folder"]),
     # labelled texts
@@ -200,11 +287,20 @@ COMMANDS = [  # the words after bertlab; what the one line must say
     ([*FINETUNE, "--data", "@good.csv", "--valid", "1"], ["the part to judge on is 1"]),
     ([*FINETUNE, "--data", "@good.csv", "--freeze", "some"], ["freeze is 'some'", "Choose none, all"]),
     ([*FINETUNE, "--data", "@good.csv", "--freeze", "5"], ["the encoder has 1", "smaller number"]),
-    ([*FINETUNE, "--data", "@good.csv", "--drop-layers", "1"], ["drop_layers is 1", "at least one layer"]),
-    ([*FINETUNE, "--data", "@good.csv", "--kernels", "3,x"], ["argument --kernels", "whole_numbers"]),
-    ([*FINETUNE, "--data", "@good.csv", "--kernels", "0"], ["widths of 1 or more"]),
-    ([*FINETUNE, "--data", "@good.csv", "--filters", "0"], ["at least one filter"]),
-    ([*FINETUNE, "--data", "@good.csv", "--model", "@classifier"], ["config.json", "of kind 'classifier', not 'mlm'"]),
+    (
+        [*FINETUNE, "--data", "@good.csv", "--drop-layers", "1"],
+        ["n_dropped_layers is 1", "at least one layer"],
+    ),
+    (
+        [*FINETUNE, "--data", "@good.csv", "--kernel_sizes", "3,x"],
+        ["argument --kernel_sizes", "whole_numbers"],
+    ),
+    ([*FINETUNE, "--data", "@good.csv", "--kernel_sizes", "0"], ["widths of 1 or more"]),
+    ([*FINETUNE, "--data", "@good.csv", "--n_filters", "0"], ["at least one filter"]),
+    (
+        [*FINETUNE, "--data", "@good.csv", "--model", "@classifier"],
+        ["config.json", "of kind 'classifier', not 'mlm'"],
+    ),
     # saved models
     (["fill-mask", "@nowhere", "a [MASK]"], ["nowhere", "no such folder", "Give the folder"]),
     (["fill-mask", "@file", "a [MASK]"], ["file", "no such folder"]),
@@ -230,9 +326,9 @@ COMMANDS = [  # the words after bertlab; what the one line must say
     (["predict", "@classifier"], ["nothing to classify", "Give texts"]),
     (["predict", "@classifier", "text", "--tweets", "@test.csv"], ["or two things"]),
     (["predict", "@classifier", "--tweets", "@test.csv"], ["test.csv, row 1", "'keyword' is missing"]),
-    (["predict", "@c-kernels", "text"], ["config.json", "describes no model"]),
+    (["predict", "@c-kernel_sizes", "text"], ["config.json", "describes no model"]),
     (["predict", "@c-none", "text"], ["config.json", "describes no model"]),
-    (["predict", "@c-filters", "text"], ["config.json", "describes no model"]),
+    (["predict", "@c-n_filters", "text"], ["config.json", "describes no model"]),
     (["predict", "@c-one", "text"], ["config.json", "at least 2 classes"]),
     (["predict", "@c-labels", "text"], ["model.safetensors", "the config asks for"]),
     (["predict", "@c-positions", "text"], ["config.json", "max_len is 1000000000000"]),
@@ -243,7 +339,11 @@ COMMANDS = [  # the words after bertlab; what the one line must say
 ]
 
 
-@pytest.mark.parametrize("words, parts", COMMANDS, ids=[" ".join(w.lstrip("@") for w in words if w not in TINY)[:70] for words, _ in COMMANDS])
+@pytest.mark.parametrize(
+    "words, parts",
+    COMMANDS,
+    ids=[" ".join(w.lstrip("@") for w in words if w not in TINY)[:70] for words, _ in COMMANDS],
+)
 def test_command(world, capsys, words, parts):
     status, told = bertlab(world, capsys, *words)
     line = told.strip().splitlines()[-1]
@@ -257,7 +357,9 @@ def test_there_are_many_cases():
 
 
 def test_texts_of_numbers_are_texts(world, capsys):
-    status, told = bertlab(world, capsys, *FINETUNE, "--data", "@numbers.csv")  # without a letter, all are near-duplicates
+    status, told = bertlab(
+        world, capsys, *FINETUNE, "--data", "@numbers.csv"
+    )  # without a letter, all are near-duplicates
     assert status == 2 and "the smallest class has 1 different texts" in told
 
 
@@ -267,10 +369,17 @@ def test_records_that_are_none(world, folder):
         read_records(world / folder)
 
 
-@pytest.mark.parametrize("problem, says", [
-    (PermissionError(errno.EACCES, "Permission denied", "secret.txt"), "secret.txt: Permission denied. Check"),
-    (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"), (MemoryError(), "the memory is full. Choose a smaller batch"),
-])
+@pytest.mark.parametrize(
+    "problem, says",
+    [
+        (
+            PermissionError(errno.EACCES, "Permission denied", "secret.txt"),
+            "secret.txt: Permission denied. Check",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (MemoryError(), "the memory is full. Choose a smaller batch"),
+    ],
+)
 def test_what_nobody_foresaw_is_one_line_too(monkeypatch, capsys, problem, says):
     def breaks(argv):
         raise problem
@@ -318,6 +427,7 @@ def steps(history):
 @pytest.fixture
 def stopped(tmp_path):
     "A run that was stopped after two of four epochs: two checkpoints."
+
     class Stops(Line):
         def loss(self, batch, epoch):
             if epoch == 2:
@@ -348,16 +458,27 @@ def other_shape(saved):
 
 
 DAMAGE = {
-    "no weights": lambda c: (c / "model.safetensors").unlink(), "no optimiser": lambda c: (c / "optimizer.pt").unlink(),
-    "empty weights": lambda c: (c / "model.safetensors").write_bytes(b""), "empty optimiser": lambda c: (c / "optimizer.pt").write_bytes(b""),
-    "empty state": lambda c: (c / "state.json").write_bytes(b""), "state cut": lambda c: (c / "state.json").write_text('{"step": 1'),
-    "weights cut": lambda c: (c / "model.safetensors").write_bytes((c / "model.safetensors").read_bytes()[:-3]),
+    "no weights": lambda c: (c / "model.safetensors").unlink(),
+    "no optimiser": lambda c: (c / "optimizer.pt").unlink(),
+    "empty weights": lambda c: (c / "model.safetensors").write_bytes(b""),
+    "empty optimiser": lambda c: (c / "optimizer.pt").write_bytes(b""),
+    "empty state": lambda c: (c / "state.json").write_bytes(b""),
+    "state cut": lambda c: (c / "state.json").write_text('{"step": 1'),
+    "weights cut": lambda c: (c / "model.safetensors").write_bytes(
+        (c / "model.safetensors").read_bytes()[:-3]
+    ),
     "optimiser cut": lambda c: (c / "optimizer.pt").write_bytes((c / "optimizer.pt").read_bytes()[:-300]),
-    "state is a list": lambda c: (c / "state.json").write_text("[]"), "state of nothing": lambda c: (c / "state.json").write_text("{}"),
-    "weights are a pickle": lambda c: (c / "model.safetensors").write_bytes(pickle.dumps(Bomb(c.parent / "mark"))),
-    "optimiser is a pickle": lambda c: (c / "optimizer.pt").write_bytes(pickle.dumps(Bomb(c.parent / "mark"))),
+    "state is a list": lambda c: (c / "state.json").write_text("[]"),
+    "state of nothing": lambda c: (c / "state.json").write_text("{}"),
+    "weights are a pickle": lambda c: (c / "model.safetensors").write_bytes(
+        pickle.dumps(Bomb(c.parent / "mark"))
+    ),
+    "optimiser is a pickle": lambda c: (c / "optimizer.pt").write_bytes(
+        pickle.dumps(Bomb(c.parent / "mark"))
+    ),
     "optimiser is a bomb": lambda c: torch.save([Bomb(c.parent / "mark")], c / "optimizer.pt"),
-    "optimiser of another kind": lambda c: memories(c, lambda saved: {"lr": 1}), "one optimiser too few": lambda c: memories(c, lambda saved: saved[:1]),
+    "optimiser of another kind": lambda c: memories(c, lambda saved: {"lr": 1}),
+    "one optimiser too few": lambda c: memories(c, lambda saved: saved[:1]),
     "second optimiser of another shape": lambda c: memories(c, other_shape),
 }
 
@@ -394,7 +515,9 @@ def test_with_one_kept_a_damaged_newest_does_not_push_out_the_good(tmp_path):
     assert newest in checkpoints(tmp_path) and read_json(newest / "state.json")["step"] == 20
 
 
-@pytest.mark.parametrize("task, config", [(Line(width=4), CONFIG), (Line(), TrainConfig(lr=3.0, epochs=4, batch_size=4))])
+@pytest.mark.parametrize(
+    "task, config", [(Line(width=4), CONFIG), (Line(), TrainConfig(lr=3.0, epochs=4, batch_size=4))]
+)
 def test_a_checkpoint_of_another_run_is_refused_and_kept(stopped, task, config):
     before = sorted(p.name for p in (stopped / "checkpoints").iterdir())
     with pytest.raises(BertlabError, match="made with another config. Choose another folder"):
@@ -446,7 +569,10 @@ class Sized:
 @pytest.mark.parametrize("factor", [float("nan"), float("inf"), -float("inf")])
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path, factor):
     task = Spoiled(factor)
-    with pytest.raises(Diverged, match="not finite at step 7, at learning rate 0.01; the last good checkpoint is step-00000005") as caught:
+    with pytest.raises(
+        DivergedError,
+        match="not finite at step 7, at learning rate 0.01; the last good checkpoint is step-00000005",
+    ) as caught:
         fit(task, CONFIG, tmp_path)
     assert caught.value.history[-1]["diverged"] and caught.value.history[-1]["step"] == 7
     assert read_json(tmp_path / "diverged.json")["history"] == caught.value.history
@@ -458,21 +584,32 @@ def test_a_bad_evaluation_is_no_good_checkpoint(tmp_path):
         def evaluate(self):
             return {"loss": float("nan")}
 
-    with pytest.raises(Diverged, match="step 5.*no checkpoint yet"):
+    with pytest.raises(DivergedError, match="step 5.*no checkpoint yet"):
         fit(Bad(), CONFIG, tmp_path)
     assert not checkpoints(tmp_path)
 
 
 def test_a_run_that_diverges_ends_in_one_line(world, capsys):
-    status, told = bertlab(world, capsys, "pretrain", "--out", "@wild", *TINY, "--corpus", "@good.txt", "--lr", "1e30")
+    status, told = bertlab(
+        world, capsys, "pretrain", "--out", "@wild", *TINY, "--corpus", "@good.txt", "--lr", "1e30"
+    )
     assert status == 2 and "is not finite at step" in told and "Lower the learning rate" in told
-    assert read_json(world / "wild" / "diverged.json")["history"][-1]["diverged"] and not (world / "wild" / "record.json").exists()
+    assert (
+        read_json(world / "wild" / "diverged.json")["history"][-1]["diverged"]
+        and not (world / "wild" / "record.json").exists()
+    )
 
 
-@pytest.mark.parametrize("error", [
-    MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
-    RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
-])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
+        ),
+    ],
+)
 def test_lack_of_memory_names_the_batch_and_what_would_fit(error):
     Sized.made = 0
     says = "step 7 needs more memory than there is: a batch of 4 sentences, 800 tokens; one of 700 tokens fitted. Choose batch_size 3 or less"
@@ -500,11 +637,12 @@ def full_disk():
 @pytest.fixture
 def read_only(monkeypatch):
     "Renaming is refused, as on a file system that was mounted read-only meanwhile."
+
     def refuse(*args):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(core.os, "replace", refuse)
-    monkeypatch.setattr(core.os, "rename", refuse)
+    monkeypatch.setattr(files.os, "replace", refuse)
+    monkeypatch.setattr(files.os, "rename", refuse)
 
 
 def write_checkpoint(folder):
@@ -538,24 +676,38 @@ def features(folder):
     tokenizer = train_tokenizer(TEXTS, 20)
     torch.manual_seed(0)
     encoder = Encoder(EncoderConfig(tokenizer.get_vocab_size(), d_model=16, heads=2, d_ff=32, layers=1))
-    FeatureCache(folder).get(encoder, memory_store(TEXTS, tokenizer), 1)
+    FeatureCache(folder).get(encoder, in_memory_store(TEXTS, tokenizer), 1)
 
 
 def model(folder):
     tokenizer = train_tokenizer(TEXTS, 20)
-    save_model(MaskedLM(EncoderConfig(tokenizer.get_vocab_size(), d_model=16, heads=2, d_ff=32, layers=1)), tokenizer, folder / "model")
+    save_model(
+        MaskedLM(EncoderConfig(tokenizer.get_vocab_size(), d_model=16, heads=2, d_ff=32, layers=1)),
+        tokenizer,
+        folder / "model",
+    )
 
 
 WRITERS = {
-    "checkpoint": write_checkpoint, "optimiser": write_optimizer, "figure": draw, "features": features, "model": model,
+    "checkpoint": write_checkpoint,
+    "optimiser": write_optimizer,
+    "figure": draw,
+    "features": features,
+    "model": model,
     "record": lambda folder: write_json(folder / "record.json", {"history": list(range(2000))}),
     "tokenizer": lambda folder: save_tokenizer(train_tokenizer(TEXTS, 60), folder / "tokenizer.json"),
-    "submission": lambda folder: write_submission(folder / "submission.csv", range(2000), np.zeros((2000, 2))),
+    "submission": lambda folder: write_submission(
+        folder / "submission.csv", range(2000), np.zeros((2000, 2))
+    ),
 }
 
 
 def contents(folder):
-    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.suffix != ".lock"}
+    return {
+        p.relative_to(folder): p.read_bytes()
+        for p in folder.rglob("*")
+        if p.is_file() and p.suffix != ".lock"
+    }
 
 
 @pytest.mark.parametrize("trouble", ["full_disk", "read_only"])
@@ -567,7 +719,9 @@ def test_a_disk_that_refuses_leaves_what_was_there(tmp_path, request, write, tro
         assert contents(tmp_path)
     before = contents(tmp_path)
     request.getfixturevalue(trouble)
-    with pytest.raises(BertlabError, match="cannot be written.*Free some disk space or choose another folder") as caught:
+    with pytest.raises(
+        BertlabError, match="cannot be written.*Free some disk space or choose another folder"
+    ) as caught:
         write(tmp_path)
     assert "\n" not in str(caught.value)
     assert contents(tmp_path) == before and not list(tmp_path.rglob("*.part"))
@@ -601,7 +755,9 @@ def test_features_that_were_damaged_are_named(tmp_path):
 
 
 def test_neighbours_that_come_and_go_stop_no_write(tmp_path):
-    (tmp_path / ".other.json.1.part").symlink_to(tmp_path / "gone")  # listed, and not to be opened: as another process's file that has just been renamed
+    (tmp_path / ".other.json.1.part").symlink_to(
+        tmp_path / "gone"
+    )  # listed, and not to be opened: as another process's file that has just been renamed
     write_json(tmp_path / "mine.json", [1])
     assert read_json(tmp_path / "mine.json") == [1]
 
@@ -617,8 +773,8 @@ SHARE = """
 import os, sys, time, torch
 from bertlab import finetuning, pretraining
 from bertlab.encoder import Encoder, EncoderConfig
-from bertlab.packing import memory_store
-from bertlab.pretraining import PretrainConfig, prepare
+from bertlab.packing import in_memory_store
+from bertlab.pretraining import PretrainConfig, prepare_data
 world, go = sys.argv[1:]
 encodes, encode = [], finetuning.encode_features
 finetuning.encode_features = lambda *args: (time.sleep(0.3), encodes.append(1), encode(*args))[2]
@@ -626,10 +782,10 @@ learns, learn = [], pretraining.train_tokenizer
 pretraining.train_tokenizer = lambda *args: (time.sleep(0.3), learns.append(1), learn(*args))[2]
 open(f"{go}/{os.getpid()}", "w").close()
 while len(os.listdir(go)) < 2: time.sleep(0.01)
-ready = prepare(PretrainConfig(corpus=world + "/good.txt", merges=30))
+ready = prepare_data(PretrainConfig(corpus=world + "/good.txt", merges=30))
 torch.manual_seed(0)
 encoder = Encoder(EncoderConfig(ready.tokenizer.get_vocab_size(), d_model=16, heads=2, d_ff=32, layers=1))
-found = finetuning.FeatureCache(world + "/features").get(encoder, memory_store(["the array is sorted"], ready.tokenizer), 1)
+found = finetuning.FeatureCache(world + "/features").get(encoder, in_memory_store(["the array is sorted"], ready.tokenizer), 1)
 print(len(learns), len(encodes), ready.train.manifest["sha256"]["ids.bin"], found.values.sum().item())
 """
 
@@ -660,9 +816,17 @@ def test_counts_survive_a_kill_just_before_they_are_written(world, tmp_path, mon
 
 def test_nothing_in_the_package_unpickles():
     "The one torch.load is told to load weights only; no other reader of pickles is used."
-    source = {p.name: p.read_text(encoding="utf8") for p in Path(core.__file__).parent.glob("*.py")}
+    source = {p.name: p.read_text(encoding="utf8") for p in Path(files.__file__).parent.glob("*.py")}
     for name, text in source.items():
-        for word in ("import pickle", "joblib.load", "read_pickle", "allow_pickle=True", "weights_only=False", "trust_remote_code", "eval(compile"):
+        for word in (
+            "import pickle",
+            "joblib.load",
+            "read_pickle",
+            "allow_pickle=True",
+            "weights_only=False",
+            "trust_remote_code",
+            "eval(compile",
+        ):
             assert word not in text, f"{name}: {word}"
     calls = [line for text in source.values() for line in text.splitlines() if "torch.load(" in line]
     assert calls and all("weights_only=True" in line for line in calls)

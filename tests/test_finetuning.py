@@ -9,10 +9,26 @@ import pytest
 import torch
 
 from bertlab.bpe import train_tokenizer
-from bertlab.core import BertlabError
+from bertlab.core.files import BertlabError
 from bertlab.encoder import Encoder, EncoderConfig
-from bertlab.evaluation import Labelled, baselines, holdout, kfold, labelled, read_labelled, score_table
-from bertlab.finetuning import FeatureCache, FinetuneConfig, classify, cross_validate, finetune, load_classifier, save_classifier
+from bertlab.evaluation import (
+    LabeledTexts,
+    evaluate_baselines,
+    holdout,
+    kfold,
+    labelled,
+    read_labeled,
+    score_table,
+)
+from bertlab.finetuning import (
+    FeatureCache,
+    FinetuneConfig,
+    classify,
+    cross_validate,
+    finetune,
+    load_classifier,
+    save_classifier,
+)
 from bertlab.training import Interrupted, fit
 
 WORDS = {"disaster": "fire flood storm wreck quake", "ordinary": "song lunch music coffee game"}
@@ -21,12 +37,17 @@ WORDS = {"disaster": "fire flood storm wreck quake", "ordinary": "song lunch mus
 def texts_of(label, n, seed):
     rng = np.random.default_rng(seed)
     pool = WORDS[label].split() + "the a near our big town today".split()
-    return [" ".join(rng.choice(pool, size=rng.integers(1, 9))) + f" {WORDS[label].split()[i % 5]}" for i in range(n)]
+    return [
+        " ".join(rng.choice(pool, size=rng.integers(1, 9))) + f" {WORDS[label].split()[i % 5]}"
+        for i in range(n)
+    ]
 
 
 @pytest.fixture(scope="module")
 def data():
-    rows = [{"text": text, "label": label} for i, label in enumerate(WORDS) for text in texts_of(label, 80, i)]
+    rows = [
+        {"text": text, "label": label} for i, label in enumerate(WORDS) for text in texts_of(label, 80, i)
+    ]
     return labelled(pd.DataFrame(rows))
 
 
@@ -38,10 +59,12 @@ def tokenizer(data):
 @pytest.fixture(scope="module")
 def encoder(tokenizer):
     torch.manual_seed(0)
-    return Encoder(EncoderConfig(tokenizer.get_vocab_size(), d_model=16, heads=2, d_ff=32, layers=2, max_len=24))
+    return Encoder(
+        EncoderConfig(tokenizer.get_vocab_size(), d_model=16, heads=2, d_ff=32, layers=2, max_len=24)
+    )
 
 
-QUICK = FinetuneConfig(filters=8, lr=1e-2, epochs=6, batch_size=32, dropout=0.1)
+QUICK = FinetuneConfig(n_filters=8, lr=1e-2, epochs=6, batch_size=32, dropout=0.1)
 
 
 def write_csv(path, rows):
@@ -55,18 +78,22 @@ def test_learns_and_reports(data, tokenizer, encoder):
     assert (run.probabilities.argmax(1) == data.labels[valid]).mean() > 0.9
     assert len(run.history) == QUICK.epochs
     np.testing.assert_allclose(run.probabilities.sum(1), 1, atol=1e-9)
-    table = score_table(baselines(data, [(train, valid)]))
+    table = score_table(evaluate_baselines(data, [(train, valid)]))
     assert float(table.loc["majority class", "accuracy"]) < 0.7
 
 
-@pytest.mark.parametrize("row, problem", [
-    ({"text": "fire", "label": None}, "label is missing"), ({"text": " ", "label": "ordinary"}, "text is empty"),
-    ({"text": None, "label": "ordinary"}, "text is empty"),
-])
+@pytest.mark.parametrize(
+    "row, problem",
+    [
+        ({"text": "fire", "label": None}, "label is missing"),
+        ({"text": " ", "label": "ordinary"}, "text is empty"),
+        ({"text": None, "label": "ordinary"}, "text is empty"),
+    ],
+)
 def test_bad_row_is_named(tmp_path, row, problem):
     rows = [{"text": "big flood", "label": "disaster"}, {"text": "lunch", "label": "ordinary"}, row]
     with pytest.raises(BertlabError, match=problem) as error:
-        read_labelled(write_csv(tmp_path / "mine.csv", rows))
+        read_labeled(write_csv(tmp_path / "mine.csv", rows))
     assert "mine.csv, row 4" in str(error.value)  # the header is row 1
 
 
@@ -92,49 +119,74 @@ def test_one_class_to_train_on(data, tokenizer, encoder):
 def test_label_out_of_range(data, tokenizer, encoder, wrong):
     labels = data.labels.copy()
     labels[6] = wrong
-    broken = Labelled(data.texts, labels, data.groups, data.names)
+    broken = LabeledTexts(data.texts, labels, data.groups, data.names)
     with pytest.raises(BertlabError, match="row 7: the label .* is not in 0..1"):
         finetune(encoder, tokenizer, broken, np.arange(100), np.arange(100, 160), QUICK)
 
 
 def test_unlabelled_csv(tmp_path):
     with pytest.raises(BertlabError, match="has no column 'label' or 'target'"):
-        read_labelled(write_csv(tmp_path / "test.csv", [{"id": 0, "keyword": "", "location": "", "text": "just happened"}]))
+        read_labeled(
+            write_csv(
+                tmp_path / "test.csv", [{"id": 0, "keyword": "", "location": "", "text": "just happened"}]
+            )
+        )
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00text", b'text,label\n"never closed,1\n'])
 def test_broken_csv(tmp_path, content):
     (tmp_path / "broken.csv").write_bytes(content)
     with pytest.raises(BertlabError, match="broken.csv"):
-        read_labelled(tmp_path / "broken.csv")
+        read_labeled(tmp_path / "broken.csv")
 
 
 def test_tweets_carry_keyword_and_names(tmp_path):
-    rows = [{"id": i, "keyword": ["", "storm"][i % 2], "location": "", "text": f"something {w}", "target": i % 2} for i, w in enumerate("abcd")]
-    data = read_labelled(write_csv(tmp_path / "train.csv", rows))
+    rows = [
+        {"id": i, "keyword": ["", "storm"][i % 2], "location": "", "text": f"something {w}", "target": i % 2}
+        for i, w in enumerate("abcd")
+    ]
+    data = read_labeled(write_csv(tmp_path / "train.csv", rows))
     assert data.names == ("ordinary", "disaster") and data.texts[:2] == ["something a", "storm : something b"]
 
 
 def test_kernel_longer_than_every_sentence(tokenizer, encoder):
     words = ["fire", "flood", "storm", "song", "lunch", "game"] * 4
-    short = Labelled(words, np.array([0, 0, 0, 1, 1, 1] * 4), np.arange(24), ("disaster", "ordinary"))
-    run = finetune(encoder, tokenizer, short, np.arange(18), np.arange(18, 24), replace(QUICK, kernels=(3, 40), epochs=2))
+    short = LabeledTexts(words, np.array([0, 0, 0, 1, 1, 1] * 4), np.arange(24), ("disaster", "ordinary"))
+    run = finetune(
+        encoder,
+        tokenizer,
+        short,
+        np.arange(18),
+        np.arange(18, 24),
+        replace(QUICK, kernel_sizes=(3, 40), epochs=2),
+    )
     assert np.isfinite(run.probabilities).all()
 
 
 def test_text_without_tokens_gets_an_answer(data, tokenizer, encoder):
     run = finetune(encoder, tokenizer, data, np.arange(160), np.arange(0), replace(QUICK, epochs=1))
     assert run.probabilities.shape == (0, 2) and not any(k.startswith("valid") for k in run.history[-1])
-    answers = classify(run.model, tokenizer, ["", "fire " * 500, "🙂"])  # empty, far too long, unknown characters
+    answers = classify(
+        run.model, tokenizer, ["", "fire " * 500, "🙂"]
+    )  # empty, far too long, unknown characters
     np.testing.assert_allclose(answers.sum(1), 1, atol=1e-9)
 
 
-@pytest.mark.parametrize("wrong, problem", [
-    (dict(freeze="most"), "freeze"), (dict(freeze=0), "freeze"), (dict(freeze=True), "freeze"), (dict(freeze=3), "encoder has 2"),
-    (dict(drop_layers=-1), "drop_layers"), (dict(drop_layers=2), "at least one layer"),
-    (dict(kernels=()), "kernels"), (dict(lr=0.0), "lr"),
-    (dict(optimizer="sgd"), "optimizer"), (dict(batch_size=0), "batch_size"),
-])
+@pytest.mark.parametrize(
+    "wrong, problem",
+    [
+        (dict(freeze="most"), "freeze"),
+        (dict(freeze=0), "freeze"),
+        (dict(freeze=True), "freeze"),
+        (dict(freeze=3), "encoder has 2"),
+        (dict(n_dropped_layers=-1), "n_dropped_layers"),
+        (dict(n_dropped_layers=2), "at least one layer"),
+        (dict(kernel_sizes=()), "kernel_sizes"),
+        (dict(lr=0.0), "lr"),
+        (dict(optimizer="sgd"), "optimizer"),
+        (dict(batch_size=0), "batch_size"),
+    ],
+)
 def test_config_that_cannot_work(data, tokenizer, encoder, wrong, problem):
     with pytest.raises(BertlabError, match=problem):
         finetune(encoder, tokenizer, data, np.arange(160), np.arange(0), replace(QUICK, **wrong))
@@ -184,7 +236,7 @@ def test_frozen_part_runs_once(data, tokenizer, encoder, tmp_path, monkeypatch):
     once = len(calls)
     assert once == 1  # all sentences fit one batch
     another = FeatureCache(tmp_path)  # as another process would have
-    cross_validate(encoder, tokenizer, data, kfold(data, 3), replace(config, filters=4), cache=another)
+    cross_validate(encoder, tokenizer, data, kfold(data, 3), replace(config, n_filters=4), cache=another)
     assert len(calls) == once
     with torch.no_grad():
         changed = Encoder(encoder.config)
@@ -193,12 +245,16 @@ def test_frozen_part_runs_once(data, tokenizer, encoder, tmp_path, monkeypatch):
 
 
 def test_saved_classifier(data, tokenizer, encoder, tmp_path):
-    model = finetune(encoder, tokenizer, data, np.arange(160), np.arange(0), replace(QUICK, epochs=1, drop_layers=1)).model
+    model = finetune(
+        encoder, tokenizer, data, np.arange(160), np.arange(0), replace(QUICK, epochs=1, n_dropped_layers=1)
+    ).model
     save_classifier(model, tokenizer, tmp_path / "model")
     loaded, its_tokenizer = load_classifier(tmp_path / "model")
-    np.testing.assert_allclose(classify(loaded, its_tokenizer, data.texts), classify(model, tokenizer, data.texts), atol=1e-6)
+    np.testing.assert_allclose(
+        classify(loaded, its_tokenizer, data.texts), classify(model, tokenizer, data.texts), atol=1e-6
+    )
     config = json.loads((tmp_path / "model" / "config.json").read_text())
-    config["config"]["filters"] = 9
+    config["config"]["n_filters"] = 9
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     with pytest.raises(BertlabError, match="shape"):
         load_classifier(tmp_path / "model")

@@ -1,4 +1,5 @@
 "What one notebook cannot show of masking: any lengths, any config, any seed."
+
 import math
 
 import pytest
@@ -6,17 +7,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertlab.bpe import MASK_ID, SPECIALS
-from bertlab.core import BertlabError
-from bertlab.masking import KIND_SALT, STRATEGIES, TOKEN_SALT, MaskingConfig, mask_batch, mix32
+from bertlab.bpe import MASK_ID, SPECIAL_TOKENS
+from bertlab.core.files import BertlabError
+from bertlab.masking import KIND_SALT, STRATEGIES, TOKEN_SALT, MaskingConfig, hash32, mask_batch
 from bertlab.packing import Layout, PackedBatch
 
-FIRST = len(SPECIALS)
+FIRST = len(SPECIAL_TOKENS)
 lengths = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(any)
-shares = st.tuples(st.integers(0, 100), st.integers(0, 100)).map(lambda p: (min(p) / 100, (max(p) - min(p)) / 100))
+shares = st.tuples(st.integers(0, 100), st.integers(0, 100)).map(
+    lambda p: (min(p) / 100, (max(p) - min(p)) / 100)
+)
 configs = st.builds(
     lambda rate, share, strategy, repeats: MaskingConfig(rate / 100, *share, strategy, repeats),
-    st.integers(1, 100), shares, st.sampled_from(STRATEGIES), st.integers(1, 12),
+    st.integers(1, 100),
+    shares,
+    st.sampled_from(STRATEGIES),
+    st.integers(1, 12),
 )
 seeds = st.integers(-(2**40), 2**40)
 epochs = st.integers(0, 2000)
@@ -32,17 +38,17 @@ def make(lengths, vocab_size, seed=0, first=0):
 
 def naive(ids, index, vocab_size, config, seed, epoch):
     "One sentence in plain Python."
-    key = mix32(mix32(seed) ^ config.round(epoch))
-    hashes = [mix32(mix32(index ^ key) ^ position) for position in range(len(ids))]
-    count = max(1, math.floor(config.rate * len(ids) + 0.5))
+    key = hash32(hash32(seed) ^ config.mask_round(epoch))
+    hashes = [hash32(hash32(index ^ key) ^ position) for position in range(len(ids))]
+    count = max(1, math.floor(config.mlm_probability * len(ids) + 0.5))
     seen, answers = list(ids), {}
     for position in sorted(sorted(range(len(ids)), key=lambda i: hashes[i])[:count]):
         answers[position] = ids[position]
-        fate = mix32(hashes[position] ^ KIND_SALT)
-        if fate < int(config.mask * 2**32):
+        fate = hash32(hashes[position] ^ KIND_SALT)
+        if fate < int(config.mask_replace_prob * 2**32):
             seen[position] = MASK_ID
-        elif fate < int((config.mask + config.random) * 2**32):
-            seen[position] = FIRST + mix32(hashes[position] ^ TOKEN_SALT) * (vocab_size - FIRST) // 2**32
+        elif fate < int((config.mask_replace_prob + config.random_replace_prob) * 2**32):
+            seen[position] = FIRST + hash32(hashes[position] ^ TOKEN_SALT) * (vocab_size - FIRST) // 2**32
     return seen, answers
 
 
@@ -58,7 +64,11 @@ def test_equals_the_naive_version(lengths, vocab_size, config, seed, epoch, firs
         rows += [len(inputs) + position for position in answers]
         targets += answers.values()
         inputs += seen
-    assert (masked.inputs.tolist(), masked.rows.tolist(), masked.targets.tolist()) == (inputs, rows, targets)
+    assert (masked.inputs.tolist(), masked.masked_indices.tolist(), masked.targets.tolist()) == (
+        inputs,
+        rows,
+        targets,
+    )
     assert torch.equal(batch.ids, before)
     replaced = masked.inputs[masked.inputs != batch.ids]
     assert not ((replaced < FIRST) & (replaced != MASK_ID)).any() and (replaced < vocab_size).all()
@@ -75,33 +85,33 @@ def test_a_sentence_wears_its_mask_in_any_company(lengths, config, seed, epoch, 
     here, there = mask_batch(batch, 500, config, seed, epoch), mask_batch(other, 500, config, seed, epoch)
     parts = here.inputs.split(lengths)
     assert torch.equal(there.inputs, torch.cat([parts[i] for i in order]))
-    assert torch.equal(other.ids[there.rows], there.targets)
+    assert torch.equal(other.ids[there.masked_indices], there.targets)
 
 
 @given(st.integers(0, 500), st.integers(1, 12))
 def test_strategies_name_their_rounds(epoch, repeats):
-    assert MaskingConfig(strategy="static", repeats=repeats).round(epoch) == 0
-    assert MaskingConfig(strategy="repeated", repeats=repeats).round(epoch) == epoch % repeats
-    assert MaskingConfig(strategy="dynamic", repeats=repeats).round(epoch) == epoch
+    assert MaskingConfig(strategy="static", n_masks=repeats).mask_round(epoch) == 0
+    assert MaskingConfig(strategy="repeated", n_masks=repeats).mask_round(epoch) == epoch % repeats
+    assert MaskingConfig(strategy="dynamic", n_masks=repeats).mask_round(epoch) == epoch
 
 
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=50))
 def test_the_hash_is_the_same_for_tensors_and_integers(numbers):
-    assert mix32(torch.tensor(numbers)).tolist() == [mix32(x) for x in numbers]
+    assert hash32(torch.tensor(numbers)).tolist() == [hash32(x) for x in numbers]
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_no_fate_is_favoured(seed):
     batch, config = make([20] * 3000, 105, seed), MaskingConfig()
     masked = mask_batch(batch, 105, config, seed, 3)
-    seen, m = masked.inputs[masked.rows], len(masked.rows)
+    seen, m = masked.inputs[masked.masked_indices], len(masked.masked_indices)
     assert m == 3 * 3000
 
     def within(hits, p):
         return abs(int(hits) - m * p) <= 5 * math.sqrt(m * p * (1 - p))
 
     assert within((seen == MASK_ID).sum(), 0.8) and within((seen == masked.targets).sum(), 0.1 + 0.1 / 100)
-    where = torch.bincount(masked.rows % 20, minlength=20)
+    where = torch.bincount(masked.masked_indices % 20, minlength=20)
     assert ((where - 450).abs() <= 5 * math.sqrt(3000 * 0.15 * 0.85)).all()
 
 
@@ -114,10 +124,19 @@ def test_cuda_gives_the_same_integers(strategy):
         assert torch.equal(getattr(here, name), getattr(there, name).cpu())
 
 
-@pytest.mark.parametrize("wrong", [
-    {"rate": 0.0}, {"rate": 1.1}, {"rate": float("nan")}, {"mask": -0.1}, {"mask": float("nan")}, {"mask": 0.9, "random": 0.2},
-    {"strategy": "none"}, {"repeats": 0},
-])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"rate": 0.0},
+        {"rate": 1.1},
+        {"rate": float("nan")},
+        {"mask": -0.1},
+        {"mask": float("nan")},
+        {"mask": 0.9, "random": 0.2},
+        {"strategy": "none"},
+        {"repeats": 0},
+    ],
+)
 def test_impossible_configs_are_refused(wrong):
     with pytest.raises(BertlabError):
         MaskingConfig(**wrong)

@@ -1,4 +1,5 @@
 "What one notebook cannot show of the masked language model: any batch, and every way a saved model can be wrong."
+
 import copy
 import json
 import math
@@ -12,20 +13,34 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from bertlab.bpe import MASK_ID, token_chars, train_tokenizer
-from bertlab.core import BertlabError
+from bertlab.bpe import MASK_ID, chars_per_token, train_tokenizer
+from bertlab.core.files import BertlabError
 from bertlab.encoder import EncoderConfig
 from bertlab.masking import MaskingConfig, mask_batch
 from bertlab.mlm import (
-    MODEL_FILES, MaskedLM, encode_masked, evaluate_mlm, fill_mask, load_model, mlm_loss, mlm_metrics, mlm_summary, read_model,
-    save_model, unigram_baseline, write_model,
+    MODEL_FILES,
+    MaskedLM,
+    encode_masked,
+    evaluate_mlm,
+    fill_mask,
+    load_model,
+    load_model_folder,
+    mlm_loss,
+    mlm_metrics,
+    mlm_summary,
+    save_model,
+    save_model_folder,
+    unigram_baseline,
 )
 from bertlab.packing import Layout, PackedBatch
 
 TEXTS = [
-    "return a copy of the array with the axes swapped", "return the sum of the elements along the given axis",
-    "the number of rows that the table can hold", "raise an error when the file does not exist",
-    "행렬의 모든 원소를 더한다", "파일이 없으면 오류를 낸다",
+    "return a copy of the array with the axes swapped",
+    "return the sum of the elements along the given axis",
+    "the number of rows that the table can hold",
+    "raise an error when the file does not exist",
+    "행렬의 모든 원소를 더한다",
+    "파일이 없으면 오류를 낸다",
 ]
 
 
@@ -37,7 +52,9 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def model(tokenizer):
     torch.manual_seed(0)
-    return MaskedLM(EncoderConfig(tokenizer.get_vocab_size(), d_model=16, heads=2, d_ff=32, layers=2, max_len=40))
+    return MaskedLM(
+        EncoderConfig(tokenizer.get_vocab_size(), d_model=16, heads=2, d_ff=32, layers=2, max_len=40)
+    )
 
 
 @pytest.fixture
@@ -50,7 +67,9 @@ def batch_of(lengths, vocab_size, epoch=0, seed=0):
     "A masked batch of random tokens."
     layout = Layout.from_lengths(lengths)
     ids = torch.randint(5, vocab_size, (layout.n_tokens,), generator=torch.Generator().manual_seed(seed))
-    return mask_batch(PackedBatch(ids, layout, torch.arange(len(lengths))), vocab_size, MaskingConfig(), seed, epoch)
+    return mask_batch(
+        PackedBatch(ids, layout, torch.arange(len(lengths))), vocab_size, MaskingConfig(), seed, epoch
+    )
 
 
 def refused(folder, says):
@@ -77,18 +96,26 @@ def test_loss_and_gradients_equal_full_logits_with_ignore_index(lengths, seed):
     torch.manual_seed(seed)
     model = MaskedLM(EncoderConfig(50, d_model=16, heads=2, d_ff=32, layers=2, max_len=40))
     masked = batch_of(lengths, 50, seed=seed)
-    labels = torch.full_like(masked.inputs, -100).index_copy_(0, masked.rows, masked.targets)
+    labels = torch.full_like(masked.inputs, -100).index_copy_(0, masked.masked_indices, masked.targets)
     everywhere = model.encoder(masked.inputs, masked.layout) @ model.encoder.embedding.weight.T
-    expected, loss = F.cross_entropy(everywhere, labels, ignore_index=-100), mlm_loss(model(masked), masked.targets)
+    expected, loss = (
+        F.cross_entropy(everywhere, labels, ignore_index=-100),
+        mlm_loss(model(masked), masked.targets),
+    )
     torch.testing.assert_close(loss, expected)
-    for a, b in zip(torch.autograd.grad(loss, list(model.parameters())), torch.autograd.grad(expected, list(model.parameters()))):
+    for a, b in zip(
+        torch.autograd.grad(loss, list(model.parameters())),
+        torch.autograd.grad(expected, list(model.parameters())),
+    ):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("scale", [1e2, 1e4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_extreme_logits_stay_finite(scale, dtype):
-    logits = (torch.randn(20, 100, generator=torch.Generator().manual_seed(0)) * scale).to(dtype).requires_grad_()
+    logits = (
+        (torch.randn(20, 100, generator=torch.Generator().manual_seed(0)) * scale).to(dtype).requires_grad_()
+    )
     targets = torch.arange(20)
     loss = mlm_loss(logits, targets)
     loss.backward()
@@ -107,7 +134,11 @@ def test_the_table_is_the_only_output(model):
 @settings(max_examples=20, deadline=None)
 def test_metrics_add_up_however_the_rows_are_split(parts):
     rows, g = sum(parts), torch.Generator().manual_seed(0)
-    logits, targets, chars = torch.randn(rows, 30, generator=g), torch.randint(5, 30, (rows,), generator=g), torch.arange(30)
+    logits, targets, chars = (
+        torch.randn(rows, 30, generator=g),
+        torch.randint(5, 30, (rows,), generator=g),
+        torch.arange(30),
+    )
     whole = mlm_summary(mlm_metrics(logits, targets, chars))
     pieces = [mlm_metrics(a, b, chars) for a, b in zip(logits.split(parts), targets.split(parts))]
     added = mlm_summary({key: sum(piece[key] for piece in pieces) for key in pieces[0]})
@@ -118,9 +149,11 @@ def test_metrics_add_up_however_the_rows_are_split(parts):
 
 def test_evaluation_has_no_dropout_and_leaves_the_mode(tokenizer):
     torch.manual_seed(0)
-    model = MaskedLM(EncoderConfig(tokenizer.get_vocab_size(), d_model=16, heads=2, d_ff=32, layers=1, dropout=0.5)).train()
+    model = MaskedLM(
+        EncoderConfig(tokenizer.get_vocab_size(), d_model=16, heads=2, d_ff=32, layers=1, dropout=0.5)
+    ).train()
     batches = [batch_of([9, 4, 17], tokenizer.get_vocab_size(), epoch) for epoch in range(3)]
-    first, again = (evaluate_mlm(model, iter(batches), token_chars(tokenizer)) for _ in range(2))
+    first, again = (evaluate_mlm(model, iter(batches), chars_per_token(tokenizer)) for _ in range(2))
     assert first == again and model.training and all(p.grad is None for p in model.parameters())
 
 
@@ -128,7 +161,9 @@ def test_unigram_baseline_by_hand():
     counts, chars = torch.tensor([0, 0, 6, 1]), torch.tensor([0, 0, 2, 3])
     score = unigram_baseline(counts, torch.tensor([2, 2, 3]), chars)
     nats = -2 * math.log(7 / 11) - math.log(2 / 11)
-    assert score == pytest.approx({"loss": nats / 3, "accuracy": 2 / 3, "bits_per_char": nats / math.log(2) / 7})
+    assert score == pytest.approx(
+        {"loss": nats / 3, "accuracy": 2 / 3, "bits_per_char": nats / math.log(2) / 7}
+    )
 
 
 # --- fill in the blank
@@ -148,7 +183,7 @@ def test_overfits_real_sentences_and_fills_their_blanks(tokenizer):
         loss.backward()
         optimiser.step()
     exam = [mask_batch(batch, model.config.vocab_size, MaskingConfig(), 9, epoch) for epoch in range(5)]
-    assert evaluate_mlm(model, exam, token_chars(tokenizer))["accuracy"] > 0.8
+    assert evaluate_mlm(model, exam, chars_per_token(tokenizer))["accuracy"] > 0.8
     guesses = fill_mask(model, tokenizer, "Return the sum [MASK] the elements along [mask] given axis")
     assert [guess[0][0] for guess in guesses] == ["▁of", "▁the"]
 
@@ -156,15 +191,21 @@ def test_overfits_real_sentences_and_fills_their_blanks(tokenizer):
 def test_each_mask_is_one_token(tokenizer):
     ids, rows = encode_masked(tokenizer, "[MASK] the file [MASK]not[MASK]", 40)
     assert ids[rows].tolist() == [MASK_ID] * 3 and rows[0] == 0 and rows[-1] == len(ids) - 1
-    assert [tokenizer.id_to_token(i) for i in ids.tolist() if i != MASK_ID] == tokenizer.encode("the file not").tokens
+    assert [tokenizer.id_to_token(i) for i in ids.tolist() if i != MASK_ID] == tokenizer.encode(
+        "the file not"
+    ).tokens
 
 
 def test_more_guesses_than_tokens_are_all_tokens(model, tokenizer):
     (guesses,) = fill_mask(model, tokenizer, "[MASK]", top=10**9)
-    assert len(guesses) == tokenizer.get_vocab_size() and sum(p for _, p in guesses) == pytest.approx(1, abs=1e-4)
+    assert len(guesses) == tokenizer.get_vocab_size() and sum(p for _, p in guesses) == pytest.approx(
+        1, abs=1e-4
+    )
 
 
-@pytest.mark.parametrize("text, says", [("no hole", "no [MASK]"), ("", "no [MASK]"), ("[MASK] " * 41, "takes 40")])
+@pytest.mark.parametrize(
+    "text, says", [("no hole", "no [MASK]"), ("", "no [MASK]"), ("[MASK] " * 41, "takes 40")]
+)
 def test_texts_that_cannot_be_filled(model, tokenizer, text, says):
     with pytest.raises(BertlabError) as caught:
         fill_mask(model, tokenizer, text)
@@ -176,12 +217,22 @@ def test_texts_that_cannot_be_filled(model, tokenizer, text, says):
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_round_trip(tokenizer, tmp_path, norm):
-    shape = {"d_model": 16, "heads": 4, "d_ff": 8, "layers": 3, "activation": "gelu", "norm": norm, "dropout": 0.1}
+    shape = {
+        "d_model": 16,
+        "heads": 4,
+        "d_ff": 8,
+        "layers": 3,
+        "activation": "gelu",
+        "norm": norm,
+        "dropout": 0.1,
+    }
     model = MaskedLM(EncoderConfig(tokenizer.get_vocab_size(), **shape))
     save_model(model, tokenizer, tmp_path / "m", extra={"말뭉치": "pairs"})
     loaded, its_tokenizer = load_model(tmp_path / "m")
     masked = batch_of([7, 12], tokenizer.get_vocab_size())
-    assert loaded.config == model.config and its_tokenizer.to_str() == tokenizer.to_str() and not loaded.training
+    assert (
+        loaded.config == model.config and its_tokenizer.to_str() == tokenizer.to_str() and not loaded.training
+    )
     assert torch.equal(loaded(masked), model.eval()(masked))
     assert json.loads((tmp_path / "m" / "config.json").read_text())["extra"] == {"말뭉치": "pairs"}
     assert set(load_file(tmp_path / "m" / "model.safetensors")) == set(model.state_dict())
@@ -212,9 +263,9 @@ def test_a_folder_with_other_files_is_left_alone(model, tokenizer, tmp_path):
 
 
 def test_another_kind_is_refused(model, tokenizer, tmp_path):
-    write_model(tmp_path / "c", "classifier", {"classes": 2}, model, tokenizer)
+    save_model_folder(tmp_path / "c", "classifier", {"classes": 2}, model, tokenizer)
     refused(tmp_path / "c", "kind 'classifier'")
-    assert read_model(tmp_path / "c", "classifier")[0] == {"classes": 2}
+    assert load_model_folder(tmp_path / "c", "classifier")[0] == {"classes": 2}
 
 
 @pytest.mark.parametrize("name", MODEL_FILES)
@@ -233,7 +284,9 @@ def test_damaged_file(saved, name, damage):
 @pytest.mark.parametrize("keep", [4, 8, 100, 0.5, 0.99])
 def test_truncated_weights(saved, keep):
     weights = (saved / "model.safetensors").read_bytes()
-    (saved / "model.safetensors").write_bytes(weights[: keep if isinstance(keep, int) else int(len(weights) * keep)])
+    (saved / "model.safetensors").write_bytes(
+        weights[: keep if isinstance(keep, int) else int(len(weights) * keep)]
+    )
     refused(saved, "not a whole safetensors file")
 
 
@@ -254,7 +307,9 @@ class Bomb:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "model.pt"])
-@pytest.mark.parametrize("dump", [lambda x, path: path.write_bytes(pickle.dumps(x)), torch.save], ids=["pickle", "torch"])
+@pytest.mark.parametrize(
+    "dump", [lambda x, path: path.write_bytes(pickle.dumps(x)), torch.save], ids=["pickle", "torch"]
+)
 def test_pickles_are_refused_unread(saved, tmp_path, name, dump):
     (saved / "model.safetensors").unlink()
     dump(Bomb(tmp_path / "mark"), saved / name)
@@ -262,9 +317,17 @@ def test_pickles_are_refused_unread(saved, tmp_path, name, dump):
     assert not (tmp_path / "mark").exists()
 
 
-@pytest.mark.parametrize("change", [
-    {"d_model": 32}, {"d_ff": 64}, {"layers": 1}, {"layers": 3}, {"d_model": 10**6, "heads": 1}, {"norm": "post"},
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"d_model": 32},
+        {"d_ff": 64},
+        {"layers": 1},
+        {"layers": 3},
+        {"d_model": 10**6, "heads": 1},
+        {"norm": "post"},
+    ],
+)
 def test_weights_of_another_shape(saved, change):
     edit(saved, lambda config: config["config"].update(change))
     refused(saved, "the config asks for")
@@ -300,27 +363,49 @@ def test_a_tokenizer_of_another_size_is_not_saved(model, tmp_path):
     assert not (tmp_path / "model").exists()
 
 
-@pytest.mark.parametrize("change", [
-    {"weights": "../other/model.safetensors"}, {"vocabulary": "/etc/passwd"}, {"auto_map": {"AutoModel": "code.Model"}},
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weights": "../other/model.safetensors"},
+        {"vocabulary": "/etc/passwd"},
+        {"auto_map": {"AutoModel": "code.Model"}},
+    ],
+)
 def test_config_that_leaves_the_folder_or_has_unknown_keys(saved, change):
     edit(saved, lambda config: config.update(change))
     refused(saved, f"does not know ('{next(iter(change))}')")
 
 
-@pytest.mark.parametrize("change", [
-    {"experts": 8}, {"d_model": "wide"}, {"d_model": 1.5}, {"d_model": -4}, {"heads": 3}, {"activation": "../relu"},
-    {"dropout": "some"}, {"layers": None}, {"layers": True, "d_model": []},
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"experts": 8},
+        {"d_model": "wide"},
+        {"d_model": 1.5},
+        {"d_model": -4},
+        {"heads": 3},
+        {"activation": "../relu"},
+        {"dropout": "some"},
+        {"layers": None},
+        {"layers": True, "d_model": []},
+    ],
+)
 def test_impossible_encoder_config(saved, change):
     edit(saved, lambda config: config["config"].update(change))
     refused(saved, "config.json")
 
 
-@pytest.mark.parametrize("change, says", [
-    ({"format": 2}, "format"), ({"format": "1"}, "format"), ({"kind": None}, "kind"), ({"config": []}, "not the config"),
-    ({"config": {}}, "config.json"), ({"tokenizer": None}, "is not the tokenizer"),
-])
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"format": 2}, "format"),
+        ({"format": "1"}, "format"),
+        ({"kind": None}, "kind"),
+        ({"config": []}, "not the config"),
+        ({"config": {}}, "config.json"),
+        ({"tokenizer": None}, "is not the tokenizer"),
+    ],
+)
 def test_config_of_another_time(saved, change, says):
     edit(saved, lambda config: config.update(change))
     refused(saved, says)
@@ -328,7 +413,9 @@ def test_config_of_another_time(saved, change, says):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_cuda(model, tokenizer):
-    masked, chars = batch_of([9, 30, 2], tokenizer.get_vocab_size()), token_chars(tokenizer)
+    masked, chars = batch_of([9, 30, 2], tokenizer.get_vocab_size()), chars_per_token(tokenizer)
     here = evaluate_mlm(model, [masked], chars)
     model = copy.deepcopy(model).to("cuda")
-    assert evaluate_mlm(model, [masked], chars) == pytest.approx(here, rel=1e-3) and fill_mask(model, tokenizer, "the [MASK]")
+    assert evaluate_mlm(model, [masked], chars) == pytest.approx(here, rel=1e-3) and fill_mask(
+        model, tokenizer, "the [MASK]"
+    )

@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 
 from bertlab import packing
 from bertlab.bpe import UNK_ID, save_tokenizer, train_tokenizer
-from bertlab.core import BertlabError
-from bertlab.packing import Layout, TokenStore, build_store, memory_store
+from bertlab.core.files import BertlabError
+from bertlab.packing import Layout, TokenStore, build_store, in_memory_store
 
-SENTENCES = [f"sentence number {i} has {'many ' * (i % 9)}words and 한국어 {i * 37 % 101}" for i in range(4000)]
+SENTENCES = [
+    f"sentence number {i} has {'many ' * (i % 9)}words and 한국어 {i * 37 % 101}" for i in range(4000)
+]
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +30,8 @@ def tokenizer():
 
 @pytest.fixture
 def small_steps(monkeypatch):
-    monkeypatch.setattr(packing, "CHUNK", 2**11)
-    monkeypatch.setattr(packing, "NOTE_EVERY", 2)
+    monkeypatch.setattr(packing, "CHUNK_CHARS", 2**11)
+    monkeypatch.setattr(packing, "CHECKPOINT_EVERY_CHUNKS", 2)
 
 
 def rows(store):
@@ -41,8 +43,12 @@ def rows(store):
 def test_padded_view_and_back(lengths):
     layout = Layout.from_lengths(lengths)
     flat = torch.arange(layout.n_tokens) + 7
-    index, mask = layout.padded
-    expected = torch.nn.utils.rnn.pad_sequence(flat.split(lengths), batch_first=True) if lengths else torch.zeros(0, 0).long()
+    index, mask = layout.pad_index
+    expected = (
+        torch.nn.utils.rnn.pad_sequence(flat.split(lengths), batch_first=True)
+        if lengths
+        else torch.zeros(0, 0).long()
+    )
     assert torch.equal(torch.where(mask, flat[index] if lengths else index, 0), expected)
     assert torch.equal(index[mask], torch.arange(layout.n_tokens))
     assert (index[~mask] == 0).all()
@@ -63,7 +69,12 @@ def test_a_batch_is_its_sentences(data):
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.lists(st.sampled_from(["", " ", "many words", "한국어", "龍", *SENTENCES[:5]]), min_size=1, max_size=12), st.integers(1, 12))
+@given(
+    st.lists(
+        st.sampled_from(["", " ", "many words", "한국어", "龍", *SENTENCES[:5]]), min_size=1, max_size=12
+    ),
+    st.integers(1, 12),
+)
 def test_a_store_holds_what_the_tokenizer_says(tokenizer, tmp_path_factory, texts, max_len):
     expected = [tokenizer.encode(text).ids[:max_len] for text in texts]
     kept = [ids for ids in expected if ids]
@@ -71,11 +82,14 @@ def test_a_store_holds_what_the_tokenizer_says(tokenizer, tmp_path_factory, text
     if kept:
         store = build_store(iter(texts), tokenizer, folder, max_len)
         assert rows(store) == kept
-        assert (store.manifest["empty"], store.manifest["tokens"]) == (len(texts) - len(kept), sum(map(len, kept)))
+        assert (store.manifest["empty"], store.manifest["tokens"]) == (
+            len(texts) - len(kept),
+            sum(map(len, kept)),
+        )
     else:
         with pytest.raises(BertlabError, match="no sentence"):
             build_store(iter(texts), tokenizer, folder, max_len)
-    assert rows(memory_store(texts, tokenizer, max_len)) == [ids or [UNK_ID] for ids in expected]
+    assert rows(in_memory_store(texts, tokenizer, max_len)) == [ids or [UNK_ID] for ids in expected]
 
 
 def test_a_sentence_of_a_million_tokens(tokenizer, tmp_path):
@@ -97,7 +111,7 @@ BUILD = """
 import sys, time
 from bertlab import packing
 from bertlab.bpe import load_tokenizer
-packing.CHUNK, packing.NOTE_EVERY = 2**11, 2
+packing.CHUNK_CHARS, packing.CHECKPOINT_EVERY_CHUNKS = 2**11, 2
 sentences = [f"sentence number {i} has {'many ' * (i % 9)}words and 한국어 {i * 37 % 101}" for i in range(4000)]
 
 def slow():
@@ -126,7 +140,9 @@ def test_killed_and_resumed(tokenizer, tmp_path):
         assert (tmp_path / "store" / "progress.json").is_file()
         with pytest.raises(BertlabError, match="not finished"):
             TokenStore.open(tmp_path / "store")
-    assert packing.read_json(tmp_path / "store" / "progress.json")["read"] > 2000  # the work of the killed ones was kept
+    assert (
+        packing.read_json(tmp_path / "store" / "progress.json")["read"] > 2000
+    )  # the work of the killed ones was kept
     subprocess.run([*args, "0"], check=True, capture_output=True, env=env)
     resumed = TokenStore.open(tmp_path / "store", tokenizer)
     whole = build_store(SENTENCES, tokenizer, tmp_path / "whole")
@@ -156,9 +172,9 @@ def test_an_open_store_survives_its_successor(tokenizer, tmp_path):
 FULL_DISK = """
 import resource, sys
 from bertlab.bpe import load_tokenizer
-from bertlab.core import BertlabError
+from bertlab.core.files import BertlabError
 from bertlab import packing
-packing.CHUNK, packing.NOTE_EVERY = 2**11, 2
+packing.CHUNK_CHARS, packing.CHECKPOINT_EVERY_CHUNKS = 2**11, 2
 sentences = [f"sentence number {i} has {'many ' * (i % 9)}words and 한국어 {i * 37 % 101}" for i in range(4000)]
 tokenizer = load_tokenizer(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
@@ -176,7 +192,9 @@ packing.build_store(sentences, tokenizer, sys.argv[2], meta={"corpus": "test"})
 def test_a_full_disk_is_told_and_later_gone_on_from(tokenizer, tmp_path):
     save_tokenizer(tokenizer, tmp_path / "tokenizer.json")
     args = [sys.executable, "-c", FULL_DISK, str(tmp_path / "tokenizer.json"), str(tmp_path / "store")]
-    out = subprocess.run(args, check=True, capture_output=True, text=True, env=os.environ | {"TQDM_DISABLE": "1"}).stdout
+    out = subprocess.run(
+        args, check=True, capture_output=True, text=True, env=os.environ | {"TQDM_DISABLE": "1"}
+    ).stdout
     assert "told:" in out and "cannot be written" in out and int(out.split("kept:")[1]) > 0
     whole = build_store(SENTENCES, tokenizer, tmp_path / "whole")
     assert TokenStore.open(tmp_path / "store").manifest["sha256"] == whole.manifest["sha256"]
@@ -189,10 +207,15 @@ def test_a_folder_that_cannot_be_written(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("name", packing.FILES)
-@pytest.mark.parametrize("damage, says", [
-    (lambda data: data[:-1], "bytes"), (lambda data: data + b"\0", "bytes"),
-    (lambda data: data[:9] + bytes([data[9] ^ 1]) + data[10:], "checksum"), (None, "bytes"),
-])
+@pytest.mark.parametrize(
+    "damage, says",
+    [
+        (lambda data: data[:-1], "bytes"),
+        (lambda data: data + b"\0", "bytes"),
+        (lambda data: data[:9] + bytes([data[9] ^ 1]) + data[10:], "checksum"),
+        (None, "bytes"),
+    ],
+)
 def test_damage_is_found(tokenizer, tmp_path, name, damage, says):
     build_store(SENTENCES[:50], tokenizer, tmp_path / "store")
     path = tmp_path / "store" / name
@@ -202,7 +225,10 @@ def test_damage_is_found(tokenizer, tmp_path, name, damage, says):
     assert str(path) in str(caught.value) and "made again" in str(caught.value)
 
 
-@pytest.mark.parametrize("manifest", ["{}", "[]", '{"dtype": "<u2"}', '{"dtype": "nonsense", "tokens": 1, "sentences": 1}', '{"dtype"'])
+@pytest.mark.parametrize(
+    "manifest",
+    ["{}", "[]", '{"dtype": "<u2"}', '{"dtype": "nonsense", "tokens": 1, "sentences": 1}', '{"dtype"'],
+)
 def test_a_damaged_manifest_is_named(tokenizer, tmp_path, manifest):
     build_store(SENTENCES[:5], tokenizer, tmp_path / "store")
     (tmp_path / "store" / "manifest.json").write_text(manifest)
@@ -235,14 +261,24 @@ def test_copies_stay_on_one_side(tokenizer, tmp_path, small_steps):
 
 
 @settings(deadline=None)
-@given(n=st.integers(1, 50), size=st.integers(1, 12), seed=st.integers(0, 5), epoch=st.integers(0, 5), start=st.integers(0, 5))
+@given(
+    n=st.integers(1, 50),
+    size=st.integers(1, 12),
+    seed=st.integers(0, 5),
+    epoch=st.integers(0, 5),
+    start=st.integers(0, 5),
+)
 def test_an_epoch_shows_each_sentence_once(n, size, seed, epoch, start):
     store = TokenStore(np.arange(n).astype("<u2"), np.arange(n + 1), {})
     got = [b.index.sort().values.tolist() for b in packing.batches(store, size, seed, epoch)]
     assert sorted(sum(got, [])) == list(range(n))
-    assert [b.index.sort().values.tolist() for b in packing.batches(store, size, seed, epoch, start)] == got[start:]
+    assert [b.index.sort().values.tolist() for b in packing.batches(store, size, seed, epoch, start)] == got[
+        start:
+    ]
     full = [b for b in got if len(b) == size]
-    assert [b.index.sort().values.tolist() for b in packing.batches(store, size, seed, epoch, drop_last=True)] == full
+    assert [
+        b.index.sort().values.tolist() for b in packing.batches(store, size, seed, epoch, drop_last=True)
+    ] == full
 
 
 def test_prefetch_ends_with_its_reader():

@@ -4,6 +4,7 @@ Real processes are killed with SIGKILL, at moments that nobody chose: while text
 written, a step taken, a checkpoint saved. To spare each of them the seconds that importing torch takes, a server
 process imports it once and forks a child for each command.
 """
+
 import contextlib
 import json
 import os
@@ -19,7 +20,7 @@ import pytest
 SERVER = """
 import os, sys
 import torch
-import bertlab.pretraining, bertlab.study, sklearn.model_selection, sklearn.linear_model, sklearn.feature_extraction.text
+import bertlab.pretraining, bertlab.study.quickstart, sklearn.model_selection, sklearn.linear_model, sklearn.feature_extraction.text
 from bertlab.cli import main
 torch.set_num_threads(1)
 print("ready", flush=True)
@@ -35,14 +36,16 @@ for line in sys.stdin:
 """
 SHAPE = "--d-model 16 --heads 2 --d-ff 32 --layers 1 --merges 40 --valid-sentences 30"
 PRETRAIN = f"pretrain {SHAPE} --batch-size 8 --dropout 0.1 --epochs 2 --evals-per-epoch 5 --optimizer muon --schedule wsd --lr 0.01 --keep 1"
-FINETUNE = "finetune --epochs 5 --batch-size 8 --filters 6 --kernels 2,3 --freeze none --lr 0.01"
+FINETUNE = "finetune --epochs 5 --batch-size 8 --n_filters 6 --kernel_sizes 2,3 --freeze none --lr 0.01"
 
 
 @pytest.fixture(scope="module")
 def start():
     "Start a command in a child of the server: gives its process id, and a function that waits for its exit status."
     env = os.environ | {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    with subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env) as server:
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+    ) as server:
         assert server.stdout.readline() == "ready\n"
 
         def start(cache, command):
@@ -57,11 +60,18 @@ def start():
 def whole(start, tmp_path_factory):
     "The folder with text, labels, and the two runs that nobody disturbed; and how long each took."
     here = tmp_path_factory.mktemp("whole")
-    things, states = ("array", "figure", "index", "thread", "tensor"), ("sorted", "drawn", "empty", "locked", "copied")
+    things, states = (
+        ("array", "figure", "index", "thread", "tensor"),
+        ("sorted", "drawn", "empty", "locked", "copied"),
+    )
     lines = [f"the {thing} number {i} is {state}" for i in range(16) for thing in things for state in states]
     (here / "text.txt").write_text("\n".join(lines), encoding="utf8")
     letters = [a + b for a in "abcdefghij" for b in "klmno"]
-    rows = [f"the {thing} {name} is {state},{thing}" for name in letters for thing, state in zip(things[:2], states)]
+    rows = [
+        f"the {thing} {name} is {state},{thing}"
+        for name in letters
+        for thing, state in zip(things[:2], states)
+    ]
     (here / "labels.csv").write_text("\n".join(["text,label", *rows]), encoding="utf8")
     took = {}
     for kind in ("pretrain", "finetune"):
@@ -115,7 +125,9 @@ def torment(start, whole, kind, folder, kills, seed):
             moments.add(tuple(sorted(p.name for p in run.rglob("*") if "step-" in p.name)))
         got = outcome(run)
         assert {k: v for k, v in got.items() if v != expected[k]} == {}
-        assert len(list(run.glob("checkpoints/*"))) <= 3 and not list(run.rglob("*.part"))  # the last two and the best
+        assert len(list(run.glob("checkpoints/*"))) <= 3 and not list(
+            run.rglob("*.part")
+        )  # the last two and the best
         finished += 1
     return killed, len(moments)
 
@@ -140,6 +152,9 @@ def test_asked_to_stop_it_saves_and_says_so(start, whole, tmp_path, sign):
         time.sleep(0.002)
     os.kill(process, sign)
     assert wait() == 130
-    assert list((tmp_path / "run").glob("checkpoints/step-*")) and not (tmp_path / "run" / "record.json").exists()
+    assert (
+        list((tmp_path / "run").glob("checkpoints/step-*"))
+        and not (tmp_path / "run" / "record.json").exists()
+    )
     assert start(here / "cache", command("pretrain", here, tmp_path / "run"))[1]() == 0
     assert outcome(tmp_path / "run") == outcome(here / "pretrain")

@@ -12,31 +12,58 @@ from pathlib import Path
 import pytest
 from joblib import parallel_config
 
-from bertlab import scales, trials, verdicts
 from bertlab.cli import main
-from bertlab.core import BertlabError, write_json
+from bertlab.core.files import BertlabError, write_json
+from bertlab.study import claims, scales, trials
 
 ENV = os.environ | {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
 BERTLAB = str(Path(sys.executable).parent / "bertlab")
-TINY = scales.Scale("messages", width=32, heads=8, layers=6, merges=50, batch=8, epochs=200, max_len=32, valid_sentences=50, evals_per_epoch=20)
+TINY = scales.Scale(
+    "messages",
+    width=32,
+    heads=8,
+    layers=6,
+    merges=50,
+    batch=8,
+    epochs=200,
+    max_len=32,
+    eval_sentences=50,
+    evals_per_epoch=20,
+)
 
 
 def bertlab(*words, **env):
-    return subprocess.run([BERTLAB, *map(str, words)], capture_output=True, text=True, env=ENV | env, timeout=120)
+    return subprocess.run(
+        [BERTLAB, *map(str, words)], capture_output=True, text=True, env=ENV | env, timeout=120
+    )
 
 
 @pytest.fixture
 def tiny(monkeypatch, tmp_path, tmp_path_factory):
     monkeypatch.setitem(scales.SCALES, "tiny", TINY)
     monkeypatch.setenv("BERTLAB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("BERTLAB_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("BERTLAB_RECORDS", str(tmp_path / "runs"))
     return tmp_path / "runs"
 
 
 def made_up(row_id, accuracy, seed=0):
-    row = {"epoch": 1.0, "lr": 1e-3, "train_accuracy": accuracy, "valid_accuracy": accuracy, "train_loss": 2.0, "valid_loss": 2.0}
+    row = {
+        "epoch": 1.0,
+        "lr": 1e-3,
+        "train_accuracy": accuracy,
+        "valid_accuracy": accuracy,
+        "train_loss": 2.0,
+        "valid_loss": 2.0,
+    }
     scores = {"accuracy": accuracy, "loss": 2.0, "bits_per_char": 1.0}
-    return {"kind": "pretraining", "trial": row_id, "scale": "mini", "seed": seed, "result": scores, "history": [row]}
+    return {
+        "kind": "pretraining",
+        "trial": row_id,
+        "scale": "mini",
+        "seed": seed,
+        "result": scores,
+        "history": [row],
+    }
 
 
 def test_the_command_lists_every_row(tmp_path):
@@ -48,11 +75,19 @@ def test_the_command_lists_every_row(tmp_path):
     assert [cell.strip() for cell in lines["T5.1"].split("|")[5:8]] == ["0.910", "0.680", "1"]
 
 
-@pytest.mark.parametrize("words, says", [
-    (["run"], "say --all"), (["run", "T5", "--all"], "say --all"), (["run", "T99"], "no row 'T99'"), (["run", "FT.1"], "a search"),
-    (["run", "T4", "--scale", "huge"], "Choose one of mini, sample, full, study"), (["run", "T4", "--scale", "full"], "--corpus"),
-    (["run", "T4", "--scale", "full", "--corpus", "no/such"], "no such file"), (["run", "T4", "--jobs", "0"], "jobs 0"),
-])
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["run"], "say --all"),
+        (["run", "T5", "--all"], "say --all"),
+        (["run", "T99"], "no row 'T99'"),
+        (["run", "FT.1"], "a search"),
+        (["run", "T4", "--scale", "huge"], "Choose one of mini, sample, full, study"),
+        (["run", "T4", "--scale", "full"], "--corpus"),
+        (["run", "T4", "--scale", "full", "--corpus", "no/such"], "no such file"),
+        (["run", "T4", "--jobs", "0"], "jobs 0"),
+    ],
+)
 def test_mistakes_cost_one_line(words, says, tmp_path, capsys):
     assert main(["trials", *words, "--folder", str(tmp_path)]) == 2
     told = capsys.readouterr().err
@@ -73,15 +108,26 @@ def test_run_twice_and_only_what_is_missing(tiny, capsys):
 
 def test_two_at_a_time(tiny):
     with parallel_config(backend="threading"):  # processes of their own would not know the scale of this test
-        assert [r["trial"] for r in scales.run_trials(["T4", "T6.1"], "tiny", jobs=2)] == ["T4.1", "T4.2", "T6.1"]
-    assert sorted(p.name for p in tiny.glob("*.json")) == ["trial_tiny_T4.1.json", "trial_tiny_T4.2.json", "trial_tiny_T6.1.json"]
+        assert [r["trial"] for r in scales.run_trials(["T4", "T6.1"], "tiny", jobs=2)] == [
+            "T4.1",
+            "T4.2",
+            "T6.1",
+        ]
+    assert sorted(p.name for p in tiny.glob("*.json")) == [
+        "trial_tiny_T4.1.json",
+        "trial_tiny_T4.2.json",
+        "trial_tiny_T6.1.json",
+    ]
 
 
 def test_a_seed_has_a_record_of_its_own(tiny):
     a, b = scales.run_trial("T4.1", "tiny"), scales.run_trial("T4.1", "tiny", seed=1)
     assert a["result"] != b["result"]
-    assert sorted(p.name for p in tiny.glob("*.json")) == ["trial_tiny_T4.1.json", "trial_tiny_T4.1_seed1.json"]
-    assert verdicts.spread([a, b], "accuracy") is not None
+    assert sorted(p.name for p in tiny.glob("*.json")) == [
+        "trial_tiny_T4.1.json",
+        "trial_tiny_T4.1_seed1.json",
+    ]
+    assert claims.spread([a, b], "accuracy") is not None
 
 
 def test_a_record_knows_what_it_cost_and_where_it_does_not_matter(tiny):
@@ -93,20 +139,36 @@ def test_a_record_knows_what_it_cost_and_where_it_does_not_matter(tiny):
 
 def test_killed_and_run_again(tiny):
     code = (
-        "from dataclasses import replace; import sys; from bertlab import scales; from test_trials import TINY\n"
+        "from dataclasses import replace; import sys; from bertlab.study import scales; from test_trials import TINY\n"
         "scales.SCALES['tiny'] = replace(TINY, epochs=40)\n"
         "print(scales.run_trial('T4.1', 'tiny')['result'])"
     )
-    env = os.environ | ENV | {"BERTLAB_CACHE": os.environ["BERTLAB_CACHE"], "BERTLAB_RUNS": str(tiny), "PYTHONPATH": str(Path(__file__).parent)}
-    victim = subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    env = (
+        os.environ
+        | ENV
+        | {
+            "BERTLAB_CACHE": os.environ["BERTLAB_CACHE"],
+            "BERTLAB_RECORDS": str(tiny),
+            "PYTHONPATH": str(Path(__file__).parent),
+        }
+    )
+    victim = subprocess.Popen(
+        [sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     deadline = time.time() + 60
-    while not list((tiny.parent / "cache").glob("trials/*/checkpoints/*")) and time.time() < deadline and victim.poll() is None:
+    while (
+        not list((tiny.parent / "cache").glob("trials/*/checkpoints/*"))
+        and time.time() < deadline
+        and victim.poll() is None
+    ):
         time.sleep(0.05)
     victim.send_signal(signal.SIGKILL)
     victim.wait()
     assert not list(tiny.glob("*.json"))
-    resumed = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
-    env["BERTLAB_CACHE"], env["BERTLAB_RUNS"] = str(tiny.parent / "cache2"), str(tiny.parent / "runs2")
+    resumed = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120
+    )
+    env["BERTLAB_CACHE"], env["BERTLAB_RECORDS"] = str(tiny.parent / "cache2"), str(tiny.parent / "runs2")
     whole = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
     assert resumed.stdout == whole.stdout and "accuracy" in whole.stdout, resumed.stderr + whole.stderr
 
@@ -121,7 +183,7 @@ def test_a_record_of_other_settings_is_not_taken_for_this_run(tiny, monkeypatch)
 def test_a_damaged_record_is_named(tmp_path):
     (tmp_path / "trial_mini_T4.1.json").write_text("{", encoding="utf8")
     with pytest.raises(BertlabError, match="trial_mini_T4.1.json"):
-        verdicts.trial_records("mini", tmp_path)
+        claims.trial_records("mini", tmp_path)
 
 
 def test_a_run_that_diverges_does_not_stop_the_others(tiny, monkeypatch, capsys):
@@ -129,7 +191,7 @@ def test_a_run_that_diverges_does_not_stop_the_others(tiny, monkeypatch, capsys)
 
     def pretrain(config, folder):
         if config.train.lr == TINY.width * 5e-4:
-            raise scales.Diverged(3, config.train.lr, None, [])
+            raise scales.DivergedError(3, config.train.lr, None, [])
         return real(config, folder)
 
     monkeypatch.setattr(scales, "pretrain", pretrain)
@@ -139,10 +201,17 @@ def test_a_run_that_diverges_does_not_stop_the_others(tiny, monkeypatch, capsys)
 
 def test_verdicts_need_more_than_luck():
     rule = "T4.1 accuracy > T4.2 accuracy"
-    runs = lambda a, b, noise: [made_up("T4.1", a - noise), made_up("T4.1", a + noise, 1), made_up("T4.2", b - noise), made_up("T4.2", b + noise, 1)]
-    assert verdicts.verdict(rule, runs(0.62, 0.60, 0.001))["verdict"] == "reproduced"
-    assert verdicts.verdict(rule, runs(0.60, 0.62, 0.001))["verdict"] == "not reproduced"
-    assert verdicts.verdict(rule, runs(0.62, 0.60, 0.02))["verdict"].startswith("undecided")
+    runs = lambda a, b, noise: [
+        made_up("T4.1", a - noise),
+        made_up("T4.1", a + noise, 1),
+        made_up("T4.2", b - noise),
+        made_up("T4.2", b + noise, 1),
+    ]
+    assert claims.verdict(rule, runs(0.62, 0.60, 0.001))["verdict"] == "reproduced"
+    assert claims.verdict(rule, runs(0.60, 0.62, 0.001))["verdict"] == "not reproduced"
+    assert claims.verdict(rule, runs(0.62, 0.60, 0.02))["verdict"].startswith("undecided")
     chain = "T2.3 accuracy > T2.2 accuracy > T2.1 accuracy"
     ordered = [made_up(f"T2.{i}", a, s) for i, a in ((1, 0.1), (2, 0.2), (3, 0.15)) for s in (0, 1)]
-    assert verdicts.verdict(chain, ordered)["verdict"] == "not reproduced"  # one link of the chain points the other way
+    assert (
+        claims.verdict(chain, ordered)["verdict"] == "not reproduced"
+    )  # one link of the chain points the other way

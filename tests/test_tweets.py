@@ -8,43 +8,63 @@ import pandas as pd
 import pytest
 import torch
 
-from bertlab import crossvalidation
-from bertlab.adaptation import adapt
-from bertlab.augmentation import AUGMENTATIONS, augment
 from bertlab.bpe import train_tokenizer
 from bertlab.cli import main
-from bertlab.core import BertlabError
-from bertlab.crossvalidation import Method, bert_method, conflicts, judge_folds, oracle_accuracy, words_method
+from bertlab.core.files import BertlabError
 from bertlab.encoder import EncoderConfig
-from bertlab.evaluation import Labelled, kfold, read_labelled
+from bertlab.evaluation import LabeledTexts, kfold, read_labeled
 from bertlab.finetuning import FinetuneConfig
 from bertlab.mlm import MaskedLM, load_model, save_model
+from bertlab.study import tweets as tweets_study
+from bertlab.study.adaptation import adapt
+from bertlab.study.augmentation import AUGMENTATIONS, augment
+from bertlab.study.tweets import (
+    Method,
+    bert_method,
+    conflicts,
+    cross_validate_folds,
+    oracle_accuracy,
+    tfidf_method,
+)
 
 WORDS = {1: "fire flood storm wreck quake", 0: "song lunch music coffee game"}
-QUICK = FinetuneConfig(filters=4, kernels=(1, 2), freeze="none", optimizer="adamw", lr=1e-2, epochs=2, batch_size=16)
+QUICK = FinetuneConfig(
+    n_filters=4, kernel_sizes=(1, 2), freeze="none", optimizer="adamw", lr=1e-2, epochs=2, batch_size=16
+)
 
 
 @pytest.fixture(scope="module")
 def kaggle(tmp_path_factory):
     "A folder like Kaggle's, with 80 and 10 tweets."
     folder, rng = tmp_path_factory.mktemp("kaggle"), np.random.default_rng(0)
-    text = lambda label: " ".join(rng.choice(WORDS[label].split() + "the a near our big town today".split(), size=8)) + f", #{WORDS[label].split()[0]}!"
+    text = lambda label: (
+        " ".join(rng.choice(WORDS[label].split() + "the a near our big town today".split(), size=8))
+        + f", #{WORDS[label].split()[0]}!"
+    )
     rows = [{"id": i, "keyword": "", "location": "", "text": text(i % 2), "target": i % 2} for i in range(80)]
     pd.DataFrame(rows).to_csv(folder / "train.csv", index=False)
-    pd.DataFrame(rows[:10]).drop(columns="target").assign(id=range(100, 110)).to_csv(folder / "test.csv", index=False)
+    pd.DataFrame(rows[:10]).drop(columns="target").assign(id=range(100, 110)).to_csv(
+        folder / "test.csv", index=False
+    )
     return folder
 
 
 @pytest.fixture(scope="module")
 def data(kaggle):
-    return read_labelled(kaggle)
+    return read_labeled(kaggle)
 
 
 @pytest.fixture(scope="module")
 def model(data, tmp_path_factory):
     tokenizer, folder = train_tokenizer(data.texts, 60), tmp_path_factory.mktemp("pretrained") / "model"
     torch.manual_seed(0)
-    save_model(MaskedLM(EncoderConfig(tokenizer.get_vocab_size(), d_model=16, heads=2, d_ff=32, layers=1, max_len=32)), tokenizer, folder)
+    save_model(
+        MaskedLM(
+            EncoderConfig(tokenizer.get_vocab_size(), d_model=16, heads=2, d_ff=32, layers=1, max_len=32)
+        ),
+        tokenizer,
+        folder,
+    )
     return folder
 
 
@@ -52,9 +72,9 @@ def model(data, tmp_path_factory):
 def test_no_copy_of_a_text_to_be_judged_on(data, how):
     for train, valid in kfold(data, 4):
         more, rows = augment(data, train, how, rate=0.3, copies=2)
-        new = rows[len(train):] - len(data)
+        new = rows[len(train) :] - len(data)
         sources = np.tile(train, 2)[new]
-        assert more.labels[rows[len(train):]].tolist() == data.labels[sources].tolist()
+        assert more.labels[rows[len(train) :]].tolist() == data.labels[sources].tolist()
         assert not set(more.groups[rows]) & set(data.groups[valid])
         assert [more.texts[i] for i in valid] == [data.texts[i] for i in valid]
         assert augment(data, train, how, rate=0.3, copies=2)[0].texts == more.texts
@@ -78,63 +98,120 @@ def test_a_stopped_run_goes_on(data, model, tmp_path):
         return whole.run(*args)
 
     with pytest.raises(KeyboardInterrupt):
-        judge_folds(replace(whole, run=stopping), data, splits, tmp_path / "run")
+        cross_validate_folds(replace(whole, run=stopping), data, splits, tmp_path / "run")
     assert sorted(p.name for p in (tmp_path / "run").glob("fold-*")) == ["fold-0.json", "fold-1.json"]
-    np.testing.assert_array_equal(judge_folds(replace(whole, run=stopping), data, splits, tmp_path / "run")[0],
-                                  judge_folds(whole, data, splits, tmp_path / "at once")[0])
+    np.testing.assert_array_equal(
+        cross_validate_folds(replace(whole, run=stopping), data, splits, tmp_path / "run")[0],
+        cross_validate_folds(whole, data, splits, tmp_path / "at once")[0],
+    )
     assert len(calls) == 4  # two folds, the one that was stopped, and that one again
 
 
 def test_folds_of_another_run_are_refused(data, model, tmp_path):
     splits = kfold(data, 3)
-    words = words_method()
-    judge_folds(words, data, splits, tmp_path / "run")
-    for method, folds in ((words, kfold(data, 3, seed=1)), (words_method("majority class"), splits), (bert_method("b", "", model, QUICK), splits)):
+    words = tfidf_method()
+    cross_validate_folds(words, data, splits, tmp_path / "run")
+    for method, folds in (
+        (words, kfold(data, 3, seed=1)),
+        (tfidf_method("majority class"), splits),
+        (bert_method("b", "", model, QUICK), splits),
+    ):
         with pytest.raises(BertlabError, match="another method, data or split"):
-            judge_folds(method, data, folds, tmp_path / "run")
+            cross_validate_folds(method, data, folds, tmp_path / "run")
     (tmp_path / "run" / "fold-0.json").write_text('{"probabilities": [[1, 0]], "seconds": 0}')
     with pytest.raises(BertlabError, match="does not fit its fold"):
-        judge_folds(words, data, splits, tmp_path / "run")
+        cross_validate_folds(words, data, splits, tmp_path / "run")
 
 
 def test_the_oracle_is_an_upper_bound():
-    data = Labelled(list("aabbbc"), np.array([0, 1, 1, 1, 0, 0]), np.array([0, 0, 1, 1, 1, 2]), ("no", "yes"))
+    data = LabeledTexts(
+        list("aabbbc"), np.array([0, 1, 1, 1, 0, 0]), np.array([0, 0, 1, 1, 1, 2]), ("no", "yes")
+    )
     assert oracle_accuracy(data) == 4 / 6
     assert conflicts(data) == {"repeated": {"groups": 2, "rows": 5}, "conflicting": {"groups": 2, "rows": 5}}
-    method = Method("oracle", "", {}, lambda data, train, valid: np.eye(2)[[{0: 0, 1: 1, 2: 0}[g] for g in data.groups[valid]]])
+    method = Method(
+        "oracle",
+        "",
+        {},
+        lambda data, train, valid: np.eye(2)[[{0: 0, 1: 1, 2: 0}[g] for g in data.groups[valid]]],
+    )
     rows = np.arange(6)
-    assert crossvalidation.fold_scores("oracle", data, [(rows, rows)], method.run(data, rows, rows))[0]["accuracy"] == oracle_accuracy(data)
+    assert tweets_study.fold_scores("oracle", data, [(rows, rows)], method.run(data, rows, rows))[0][
+        "accuracy"
+    ] == oracle_accuracy(data)
 
 
 def test_adapting_learns_the_texts_and_sets_punctuation_apart(data, model, tmp_path):
-    record = adapt(model, data.texts, tmp_path / "adapted", replace(crossvalidation.ADAPTING, lr=1e-2, epochs=4, warmup=0, batch_size=16))
+    record = adapt(
+        model,
+        data.texts,
+        tmp_path / "adapted",
+        replace(tweets_study.TAPT_CONFIG, lr=1e-2, epochs=4, warmup=0, batch_size=16),
+    )
     assert record["result"]["after"]["loss"] < record["result"]["before"]["loss"]
     _, tokenizer = load_model(tmp_path / "adapted" / "model")
     assert tokenizer.encode("storm, #fire!").ids == load_model(model)[1].encode("storm , # fire !").ids
 
 
 def test_one_command(kaggle, model, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(crossvalidation, "OURS", replace(QUICK, precision="bf16"))
-    monkeypatch.setattr(crossvalidation, "STUDY", replace(QUICK, freeze="all"))
-    command = ["tweets", "--data", kaggle, "--model", model, "--out", tmp_path / "out", "--folds", 2, "--epochs", 1, "--others", model]
+    monkeypatch.setattr(tweets_study, "OURS", replace(QUICK, precision="bf16"))
+    monkeypatch.setattr(tweets_study, "STUDY", replace(QUICK, freeze="all"))
+    command = [
+        "tweets",
+        "--data",
+        kaggle,
+        "--model",
+        model,
+        "--out",
+        tmp_path / "out",
+        "--folds",
+        2,
+        "--epochs",
+        1,
+        "--others",
+        model,
+    ]
     assert main(list(map(str, command))) == 0
     assert (tmp_path / "out" / "submission.csv").read_text().splitlines()[0] == "id,target"
     records = {path.name: json.loads(path.read_text()) for path in (tmp_path / "out" / "records").iterdir()}
-    assert {"tweets_study_s_best.json", "tweets_adapted_whole.json", "tweets_tf_idf_words_characters_lr_and_adapted_whole.json"} <= set(records)
+    assert {
+        "tweets_study_s_best.json",
+        "tweets_adapted_whole.json",
+        "tweets_tf_idf_words_characters_lr_and_adapted_whole.json",
+    } <= set(records)
     submission = records.pop("tweets_submission.json")
-    assert sum(submission["result"].values()) == len((tmp_path / "out" / "submission.csv").read_text().splitlines()) - 1
+    assert (
+        sum(submission["result"].values())
+        == len((tmp_path / "out" / "submission.csv").read_text().splitlines()) - 1
+    )
     assert f"whole, read {model.parent.name}" in {record["name"] for record in records.values()}
     assert all(len(record["result"]["folds"]) == 2 for record in records.values())
-    of = lambda method: json.loads((tmp_path / "out" / "folds" / method / "fold-0.json").read_text())["probabilities"]
+    of = lambda method: json.loads((tmp_path / "out" / "folds" / method / "fold-0.json").read_text())[
+        "probabilities"
+    ]
     assert of("adapted_whole") != of("adapted_whole_seed_1")
     before = capsys.readouterr().out
-    monkeypatch.setattr(crossvalidation, "finetune", None)  # everything is there
+    monkeypatch.setattr(tweets_study, "finetune", None)  # everything is there
     assert main(list(map(str, command))) == 0
     assert capsys.readouterr().out == before
-    assert main(["predict", str(tmp_path / "out" / "model"), "--tweets", str(kaggle / "test.csv"), "--out", str(tmp_path / "again.csv")]) == 0
+    assert (
+        main(
+            [
+                "predict",
+                str(tmp_path / "out" / "model"),
+                "--tweets",
+                str(kaggle / "test.csv"),
+                "--out",
+                str(tmp_path / "again.csv"),
+            ]
+        )
+        == 0
+    )
     assert (tmp_path / "again.csv").read_text() == (tmp_path / "out" / "submission.csv").read_text()
 
 
 def test_a_folder_that_lacks_the_tweets(model, tmp_path, capsys):
-    assert main(["tweets", "--data", str(tmp_path), "--model", str(model), "--out", str(tmp_path / "out")]) == 2
+    assert (
+        main(["tweets", "--data", str(tmp_path), "--model", str(model), "--out", str(tmp_path / "out")]) == 2
+    )
     assert "no such file" in capsys.readouterr().err
