@@ -1,0 +1,150 @@
+"""Build the site from the notebooks: copy them to _docs/src as a reader wants them, add API pages, run Sphinx.
+
+A warning is an error: a dead link between notebooks, a missing picture or a heading that skips a level fails.
+"""
+
+import importlib
+import inspect
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+from fastcore.docments import docments
+from nbformat import NotebookNode
+
+ROOT = Path(__file__).resolve().parent.parent
+NBS, SRC, SITE = ROOT / "nbs", ROOT / "_docs" / "src", ROOT / "_docs" / "html"
+SECTIONS = {  # caption in the navigation -> folder of notebooks
+    "Course": ".",
+    "Exercises": "exercises",
+    "Reports": "reports",
+    "Study": "study",
+    "Bench": "bench",
+    "Data": "data",
+    "Core": "core",
+}
+LONG_CELL = 40  # lines; a longer cell is folded
+
+
+def notebooks(folder: str) -> list[Path]:
+    "The notebooks of a folder in reading order; the index is the site's front page and not among them."
+    return sorted(p for p in (NBS / folder).glob("*.ipynb") if p.stem != "index" and p.name[0] not in "._")
+
+
+def tidy_code(cell: NotebookNode) -> list[str]:
+    "Strip directive lines, and say by tags what is hidden or folded."
+    directives = set(re.findall(r"^#\|\s*(\w+)", cell.source, re.M))
+    shows_output_only = re.search(r"^#\|\s*echo:\s*false", cell.source, re.M)
+    cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M).strip()
+    lines = [line for line in cell.source.splitlines() if line.strip()]
+    imports_only = lines and all(re.match(r"(from|import) |[ )]", line) for line in lines)
+    if directives & {"hide", "default_exp"} or not lines:
+        return ["remove-cell"]
+    if shows_output_only:
+        return ["remove-input"]
+    if imports_only or len(lines) > LONG_CELL or "solution" in cell.metadata.get("tags", []):
+        return ["hide-input"]
+    return []
+
+
+def tidy(notebook: NotebookNode) -> NotebookNode:
+    "A notebook for the site: no directives, imports and long cells folded, pictures where the site has them."
+    notebook.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.metadata["tags"] = sorted({*cell.metadata.get("tags", []), *tidy_code(cell)})
+        else:
+            cell.source = re.sub(r"((?:\.\./)+)figures/", drop_one_level, cell.source)
+    return notebook
+
+
+def drop_one_level(match: re.Match) -> str:
+    "`../figures/` from nbs/ is `figures/` on the site, whose top is nbs/."
+    return match.group(1)[3:] + "figures/"
+
+
+def toctree(caption: str, pages: list[str]) -> str:
+    "One group of the navigation."
+    return "\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", "", *pages, "```"])
+
+
+def docment_table(obj) -> str:
+    "The parameters and the result of a callable as a table."
+    rows = ["| | type | default | |", "| --- | --- | --- | --- |"]
+    empty = inspect.Parameter.empty
+    for name, facts in docments(obj, full=True, returns=True).items():
+        if name == "self" or (name == "return" and facts.anno is empty and not facts.docment):
+            continue
+        kind = "" if facts.anno is empty else f"`{inspect.formatannotation(facts.anno)}`".replace("|", "\\|")
+        default = "" if facts.get("default", empty) is empty else f"`{facts.default!r}`".replace("|", "\\|")
+        text = re.sub(r"([\[\]|<>_*])", r"\\\1", " ".join((facts.docment or "").split()))
+        rows.append(f"| {'**returns**' if name == 'return' else f'`{name}`'} | {kind} | {default} | {text} |")
+    return "\n".join(rows) if len(rows) > 2 else ""
+
+
+def describe(qualified: str, obj, directive: str) -> str:
+    "One public name as a MyST directive that can be searched and linked."
+    try:
+        signature = "(" + ", ".join(n for n in inspect.signature(obj).parameters if n != "self") + ")"
+        table = docment_table(obj)
+    except (TypeError, ValueError):
+        signature, table = "", ""
+    doc = inspect.getdoc(obj) or ""
+    return f"````{{py:{directive}}} {qualified}{signature}\n\n{doc}\n\n{table}\n````\n"
+
+
+def api_page(module_name: str) -> str:
+    "The public names of a module, in the order in which the notebook defines them."
+    module = importlib.import_module(module_name)
+    parts = [f"# {module_name}", "", (module.__doc__ or "").strip(), ""]
+    for name in module.__all__:
+        obj = getattr(module, name)
+        if inspect.isclass(obj):
+            parts.append(describe(f"{module_name}.{name}", obj, "class"))
+            for method, function in vars(obj).items():
+                if not method.startswith("_") and inspect.isfunction(function) and function.__doc__:
+                    parts.append(describe(f"{module_name}.{name}.{method}", function, "method"))
+        elif callable(obj):
+            parts.append(describe(f"{module_name}.{name}", obj, "function"))
+    return "\n".join(parts)
+
+
+def write_sources():
+    "Everything that Sphinx reads."
+    shutil.rmtree(ROOT / "_docs", ignore_errors=True)
+    shutil.copytree(ROOT / "figures", SRC / "figures")
+    shutil.copytree(ROOT / "docs" / "_static", SRC / "_static")
+    navigation = []
+    for caption, folder in SECTIONS.items():
+        pages = []
+        for path in notebooks(folder):
+            target = SRC / path.relative_to(NBS)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            nbformat.write(tidy(nbformat.read(path, as_version=4)), target)
+            pages.append(str(path.relative_to(NBS).with_suffix("").as_posix()))
+        if pages:
+            navigation.append(toctree(caption, pages))
+    pages = []
+    for path in sorted((ROOT / "bertlab").rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        if path.name.startswith("_"):
+            continue
+        target = SRC / "api" / f"{name}.md"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(api_page(name), encoding="utf8")
+        pages.append(f"api/{name}")
+    navigation.append(toctree("API", pages))
+    index = tidy(nbformat.read(NBS / "index.ipynb", as_version=4))
+    index.cells.append(nbformat.v4.new_markdown_cell("\n\n".join(navigation)))
+    nbformat.write(index, SRC / "index.ipynb")
+
+
+if __name__ == "__main__":
+    write_sources()
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-c", str(ROOT / "docs")]
+    status = subprocess.run([*command, str(SRC), str(SITE)]).returncode
+    print(f"{SITE / 'index.html'}" if status == 0 else "the site has faults")
+    sys.exit(status)
