@@ -1,4 +1,4 @@
-"""Everything that proves bertlab correct: export, notebooks and README in step; notebooks run; tests pass."""
+"""Everything that must hold: exports in step, format, import contract, notebooks, tests, site."""
 
 import hashlib
 import os
@@ -11,11 +11,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
+SOURCES = ("nbs", "tests", "docs", ".ci", "setup.py")
 
 
 def call(*command, **env) -> tuple[int, str]:
     "Run a command, show what it prints, and return its exit status and output."
     print("$", *command, flush=True)
+    lines = []
     with subprocess.Popen(
         [str(BIN / command[0]), *command[1:]],
         cwd=ROOT,
@@ -24,8 +26,14 @@ def call(*command, **env) -> tuple[int, str]:
         stderr=subprocess.STDOUT,
         text=True,
     ) as process:
-        lines = [print(line, end="", flush=True) or line for line in process.stdout]
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            lines.append(line)
     return process.returncode, "".join(lines)
+
+
+def succeeds(*command) -> bool:
+    return call(*command)[0] == 0
 
 
 def snapshot(*patterns) -> dict[Path, str]:
@@ -48,29 +56,24 @@ def unchanged_by(command: str, *patterns) -> bool:
 
 def run_notebooks(env) -> tuple[int, int]:
     "How many notebooks run without error, and how many do not."
-    total = len(
-        [
-            p
-            for p in (ROOT / "nbs").rglob("*.ipynb")
-            if not any(part[0] in "._" for part in p.relative_to(ROOT).parts)
-        ]
-    )
+    notebooks = (p.relative_to(ROOT) for p in (ROOT / "nbs").rglob("*.ipynb"))
+    total = sum(not any(part[0] in "._" for part in path.parts) for path in notebooks)
     status, output = call("nbdev_test", "--n_workers", "2", "--timing", **env)
-    failed = len(
-        set(re.findall(r"^\s*([\w/.-]+\.ipynb)\s*$", output.partition("nbdev Tests Failed")[2], re.M))
-    )
-    failed = failed or int(status != 0)
+    failures = output.partition("nbdev Tests Failed")[2]
+    failed = len(set(re.findall(r"^\s*([\w/.-]+\.ipynb)\s*$", failures, re.M))) or int(status != 0)
     return total - failed, failed
 
 
 def run_pytest(env) -> tuple[int, int]:
     "How many tests pass, and how many do not."
     status, output = call("pytest", "-q", "--durations=8", "tests", **env)
-    count = lambda word: sum(
-        int(n) for n in re.findall(rf"(\d+) {word}", output.splitlines()[-1] if output else "")
-    )
-    passed, failed = count("passed"), count("failed") + count("errors?")
-    return passed, failed or int(status != 0)
+    last = output.splitlines()[-1] if output else ""
+
+    def count(word: str) -> int:
+        return sum(int(n) for n in re.findall(rf"(\d+) {word}", last))
+
+    failed = count("failed") + count("errors?")
+    return count("passed"), failed or int(status != 0)
 
 
 if __name__ == "__main__":
@@ -78,8 +81,12 @@ if __name__ == "__main__":
     steps = {
         "the package is what the notebooks export": unchanged_by("nbdev_export", "bertlab/**/*.py"),
         "the notebooks are clean": unchanged_by("nbdev_clean", "nbs/**/*.ipynb"),
-        "README.md is what index.ipynb gives": call("python", ".ci/readme.py", "--check")[0] == 0,
-        "the default corpus is prepared": call("bertlab", "data", "default")[0] == 0,
+        "README.md is what index.ipynb gives": succeeds("python", ".ci/readme.py", "--check"),
+        "ruff format": succeeds("ruff", "format", "--check", "--quiet", *SOURCES),
+        "ruff check": succeeds("ruff", "check", "--quiet", *SOURCES),
+        "imports point one way": succeeds("lint-imports"),
+        "the site builds without a warning": succeeds("python", "docs/build.py"),
+        "the default corpus is prepared": succeeds("bertlab", "data", "default"),
     }
     with tempfile.TemporaryDirectory() as figures:
         quiet = {

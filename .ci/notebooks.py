@@ -1,4 +1,4 @@
-"""Export the package, execute every notebook in place from first to last, clean them, and write README.md."""
+"""Export the package, execute every notebook in place, clean them, and write README.md."""
 
 import os
 import subprocess
@@ -7,11 +7,9 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BIN = Path(sys.executable).parent
-QUIET = {
-    "TQDM_DISABLE": "1",
-    "PYTHONWARNINGS": "ignore",
-}  # outputs are committed: no progress bars, no noise of other packages
+NBS, BIN = ROOT / "nbs", Path(sys.executable).parent
+FOLDERS = ("core", "data", ".", "exercises", "study", "bench", "reports")  # the index comes last
+QUIET = {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore"}  # outputs are committed: no bars, no noise
 
 
 def call(*command):
@@ -20,16 +18,12 @@ def call(*command):
 
 if __name__ == "__main__":
     call("nbdev_export")
-    notebooks = (
-        sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
-        + sorted((ROOT / "nbs").glob("reports/*.ipynb"))
-        + [ROOT / "nbs" / "index.ipynb"]
-    )
+    notebooks = [path for folder in FOLDERS for path in sorted((NBS / folder).glob("*.ipynb"))]
+    notebooks.sort(key=lambda path: path.stem == "index")
     for path in notebooks:
         started = time.perf_counter()
-        call(
-            "jupyter", "nbconvert", "--to=notebook", "--execute", "--inplace", "--log-level=ERROR", str(path)
-        )
+        execute = ("--to=notebook", "--execute", "--inplace", "--log-level=ERROR")
+        call("jupyter", "nbconvert", *execute, str(path))
         print(f"{path.relative_to(ROOT)}  {time.perf_counter() - started:.0f} s", flush=True)
     call("nbdev_clean")
     call("python", ".ci/readme.py")

@@ -1,4 +1,4 @@
-"""Build the site from the notebooks: copy them to _docs/src as a reader wants them, add API pages, run Sphinx.
+"""Build the site from the notebooks: copy them to _docs/src for readers, add API pages, run Sphinx.
 
 A warning is an error: a dead link between notebooks, a missing picture or a heading that skips a level fails.
 """
