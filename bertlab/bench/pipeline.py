@@ -40,12 +40,13 @@ from ..core.files import BertlabError, read_json, write_json
 from ..core.records import default_device, run_record
 from ..data.corpora import open_corpus
 from ..encoder import Encoder, EncoderConfig
-from ..finetuning import FeatureCache, FinetuneConfig, FinetuneTask, build_classifier, train_config
+from ..finetuning import FeatureCache, FinetuneConfig, FinetuneTask, build_classifier
 from ..masking import mask_batch
 from ..mlm import MaskedLM, mlm_loss, mlm_metrics
 from ..packing import TokenStore, build_store, in_memory_store
 from ..pretraining import PretrainConfig, prepare_data
-from ..training import fit, make_optimizers
+from ..text_cnn import HeadConfig
+from ..training import TrainConfig, fit, make_optimizers
 
 # %% ../../nbs/bench/02_pipeline.ipynb #167af775
 class Stopwatch:
@@ -280,13 +281,15 @@ def features_section(device: torch.device, every: int = 100, epochs: int = 3) ->
     torch.manual_seed(0)
     encoder = Encoder(EncoderConfig(ready.tokenizer.get_vocab_size(), **SHAPES["small"])).to(device)
     store, rows, cache = in_memory_store(texts, ready.tokenizer), np.arange(len(texts)), FeatureCache()
-    settings = [FinetuneConfig(lr=lr, epochs=epochs, dropout=0.0) for lr in (1e-3, 5e-4, 1e-4)]
+    head = HeadConfig(dropout=0.0)
+    trains = [TrainConfig("adam", lr=lr, epochs=epochs) for lr in (1e-3, 5e-4, 1e-4)]
+    settings = [FinetuneConfig(head, train=train) for train in trains]
 
     def trial(config: FinetuneConfig, once: bool) -> float:
         model, depth = build_classifier(encoder, names, config)
         inputs = cache.get(model.encoder, store, depth) if once else store
         task = FinetuneTask(model, config, inputs, depth if once else None, labels, rows, rows[:0])
-        return fit(task, train_config(config))[-1]["train_loss"]
+        return fit(task, config.train)[-1]["train_loss"]
 
     fast, once = _timed(lambda: [trial(config, True) for config in settings])
     slow, naive = _timed(lambda: [trial(config, False) for config in settings])

@@ -7,7 +7,7 @@ __all__ = ['PRETRAINING', 'FINETUNING', 'FILL_MASK_PROMPTS', 'run_finetuning', '
            'study_figures', 'run_quickstart', 'summary', 'shorten']
 
 # %% ../../nbs/study/09_quickstart.ipynb #ad810330
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ from bertlab.evaluation import (
 from ..finetuning import FinetuneConfig, finetune, save_classifier
 from ..mlm import fill_mask, load_model
 from ..pretraining import PretrainConfig, prepare_data, pretrain
+from ..text_cnn import HeadConfig
 from ..training import TrainConfig
 
 # %% ../../nbs/study/09_quickstart.ipynb #cd7617b9
@@ -117,7 +118,9 @@ PRETRAINING = PretrainConfig(
         batch_size=64,
     ),
 )
-FINETUNING = FinetuneConfig(freeze="none", optimizer="adamw", lr=1e-3, schedule="wsd", epochs=3, dropout=0.3)
+FINETUNING = FinetuneConfig(
+    HeadConfig(dropout=0.3), freeze="none", train=TrainConfig("adamw", lr=1e-3, schedule="wsd", epochs=3)
+)
 FILL_MASK_PROMPTS = (
     "returns a [MASK] of strings.",
     "if the file does not [MASK], an error is raised.",

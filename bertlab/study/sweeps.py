@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCALE_OVERRIDES', 'SEARCH_OVERRIDES', 'TERMINAL_STATUSES', 'grid', 'sample_configs', 'select_top', 'sweep_configs',
-           'search_config', 'run_try', 'ray_session', 'run_jobs', 'sweep_path', 'run_sweep', 'tries_table',
-           'plot_marginals', 'plot_parallel']
+           'finetune_config', 'search_config', 'run_try', 'ray_session', 'run_jobs', 'sweep_path', 'run_sweep',
+           'tries_table', 'plot_marginals', 'plot_parallel']
 
 # %% ../../nbs/study/05_sweeps.ipynb #25883fa5
 import contextlib
@@ -15,7 +15,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +37,8 @@ from ..mlm import load_model
 from ..pretraining import MODELS, MLMTask, PretrainConfig, prepare_data
 from .scales import SCALES, at_scale
 from .trials import FINETUNE_GRID, PILE_SEARCH_SPACE, ROWS, SWISH_CONFIG, LogUniform, Row
-from ..training import DivergedError, OutOfMemoryError, fit
+from ..text_cnn import HeadConfig
+from ..training import DivergedError, OutOfMemoryError, TrainConfig, fit
 
 # %% ../../nbs/study/05_sweeps.ipynb #81d9e6df
 def grid(
@@ -136,6 +137,21 @@ def _classification(model: str, data: str, texts: int | None) -> tuple:
     )
 
 
+def finetune_config(
+    settings: dict,  # of a run of FT.1 to FT.6
+) -> FinetuneConfig:
+    "The fine-tuning that the settings of a run mean."
+    head = {f.name: settings[f.name] for f in fields(HeadConfig) if f.name in settings}
+    train = {f.name: settings[f.name] for f in fields(TrainConfig) if f.name in settings}
+    config = FinetuneConfig()
+    return replace(
+        config,
+        head=replace(config.head, **head),
+        freeze=settings["freeze"],
+        train=replace(config.train, **{"epochs": 15} | train),
+    )
+
+
 def _tune_classifier(job: dict, say: Callable) -> list[dict]:
     "One fine-tuning; its history."
     small = SCALE_OVERRIDES.get(job["scale"], {"n_filters": 1, "texts": None})
@@ -143,7 +159,7 @@ def _tune_classifier(job: dict, say: Callable) -> list[dict]:
     encoder, tokenizer, labelled, train, valid, cache = _classification(
         job["model"], job["data"], small["texts"]
     )
-    done = finetune(encoder, tokenizer, labelled, train, valid, FinetuneConfig(epochs=15, **settings), cache)
+    done = finetune(encoder, tokenizer, labelled, train, valid, finetune_config(settings), cache)
     say(done.history)
     return done.history
 

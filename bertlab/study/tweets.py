@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TFIDF_BASELINE', 'STUDY_CONFIG', 'BEST_CONFIG', 'oracle_accuracy', 'conflicts', 'Method', 'tfidf_method',
-           'bert_method', 'cross_validate_folds', 'blend', 'fold_scores', 'fold_record', 'precision_recall',
+           'bert_method', 'cross_validate', 'blend', 'fold_scores', 'fold_record', 'precision_recall', 'with_train',
            'bert_methods', 'run_methods', 'blends', 'run_tweets']
 
 # %% ../../nbs/study/08_tweets.ipynb #ef8d19f6
@@ -43,6 +43,8 @@ from bertlab.finetuning import (
 from ..mlm import MaskedLM, load_model
 from .adaptation import TAPT_CONFIG, adapt
 from .augmentation import AUGMENTATIONS, augment
+from ..text_cnn import HeadConfig
+from ..training import TrainConfig
 
 # %% ../../nbs/study/08_tweets.ipynb #ee940f9c
 def oracle_accuracy(
@@ -119,16 +121,16 @@ def bert_method(
             (MaskedLM(mlm.config) if random else mlm).encoder.to(default_device()),
             split_punctuation(tokenizer),
         )
-        more, rows = augment(data, train, seed=config.seed, **augmentation) if augmentation else (data, train)
+        more, rows = augment(data, train, seed=config.train.seed, **augmentation) if augmentation else (data, train)
         tuned = lambda seed: (
-            finetune(encoder, tokenizer, more, rows, valid, replace(config, seed=seed), cache).probabilities
+            finetune(encoder, tokenizer, more, rows, valid, with_train(config, seed=seed), cache).probabilities
         )
         return np.mean([tuned(seed) for seed in seeds], 0)
 
     return Method(name, about, settings, run)
 
 # %% ../../nbs/study/08_tweets.ipynb #1b1c1558
-def cross_validate_folds(
+def cross_validate(
     method: Method,
     data: LabeledTexts,
     splits: list[tuple[np.ndarray, np.ndarray]],  # from `kfold`
@@ -232,28 +234,20 @@ def precision_recall(
     return [[round(float(hits[n - 1] / hits[-1]), 4), round(float(hits[n - 1] / n), 4)] for n in at]
 
 # %% ../../nbs/study/08_tweets.ipynb #a3575f4a
-STUDY_CONFIG = FinetuneConfig(
-    n_filters=100,
-    kernel_sizes=(3, 4, 5),
-    dropout=0.5,
-    freeze="all",
-    optimizer="adam",
-    lr=1e-3,
-    epochs=5,
-    batch_size=128,
-)
+STUDY_CONFIG = FinetuneConfig(train=TrainConfig("adam", lr=1e-3, epochs=5, batch_size=128))
 BEST_CONFIG = FinetuneConfig(
-    n_filters=100,
-    kernel_sizes=(1, 2, 3),
-    dropout=0.5,
+    HeadConfig(kernel_sizes=(1, 2, 3)),
     freeze="none",
-    optimizer="adamw",
-    lr=3e-4,
-    schedule="wsd",
-    epochs=3,
-    batch_size=64,
-    precision="bf16",
+    train=TrainConfig("adamw", lr=3e-4, schedule="wsd", epochs=3, batch_size=64, precision="bf16"),
 )
+
+
+def with_train(
+    config: FinetuneConfig,
+    **changes,  # fields of `TrainConfig`
+) -> FinetuneConfig:
+    "A fine-tuning that is trained otherwise."
+    return replace(config, train=replace(config.train, **changes))
 
 # %% ../../nbs/study/08_tweets.ipynb #e81058f9
 def bert_methods(
@@ -262,9 +256,7 @@ def bert_methods(
     others: dict[str, str | Path] = {},  # what other models have read -> their folders
 ) -> list[Method]:
     "What is compared on the disaster tweets beside words and letters; the first matter most."
-    half = replace(
-        BEST_CONFIG, epochs=BEST_CONFIG.epochs / 2
-    )  # with a copy of each row, as many steps as without
+    half = with_train(BEST_CONFIG, epochs=BEST_CONFIG.train.epochs / 2)  # with a copy per row: equally many steps
     about = "adapted to the tweets without labels, then all of it fine-tuned"
     return [
         bert_method(
@@ -307,7 +299,7 @@ def run_methods(
     found, out = {}, Path(out)
     for method in methods:
         slug = re.sub(r"\W+", "_", method.name).strip("_").lower()
-        found[method.name], seconds = cross_validate_folds(method, data, splits, out / "folds" / slug)
+        found[method.name], seconds = cross_validate(method, data, splits, out / "folds" / slug)
         record = fold_record(method, data, splits, found[method.name], seconds)
         write_json(out / "records" / f"tweets_{slug}.json", record)
         print(score_table(record["result"]["folds"]).to_string(header=len(found) == 1), flush=True)
@@ -369,7 +361,7 @@ def run_tweets(
         model,
         data.texts + tweet_inputs(test),
         out / "adapted",
-        replace(TAPT_CONFIG, epochs=epochs, precision=BEST_CONFIG.precision),
+        replace(TAPT_CONFIG, epochs=epochs, precision=BEST_CONFIG.train.precision),
     )
     adapted = out / "adapted" / "model"
     found |= run_methods(bert_methods(model, adapted, others), data, splits, out)
