@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SPECIAL_TOKENS', 'PAD_ID', 'UNK_ID', 'CLS_ID', 'SEP_ID', 'MASK_ID', 'WORD_START', 'NORMALIZER', 'count_words',
            'PairCounts', 'apply_merge', 'learn_merges', 'build_normalizer', 'build_tokenizer', 'tokenizer_merges',
-           'tokenizer_fingerprint', 'train_tokenizer', 'save_tokenizer', 'load_tokenizer', 'chars_per_token',
-           'concat_ranges', 'WordEncoder', 'split_punctuation', 'draw_tokens']
+           'train_tokenizer', 'load_tokenizer', 'chars_per_token', 'concat_ranges', 'WordEncoder', 'split_punctuation',
+           'draw_tokens']
 
 # %% ../nbs/01_bpe.ipynb #8607f9d9
 import heapq
@@ -23,8 +23,9 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
-from .core.files import BertlabError, atomic_path, fingerprint
+from .core.files import BertlabError
 from .core.plotting import PALETTE
+from .core.saving import read_tokenizer
 from .data.text import REPLACEMENTS, normalize
 
 # %% ../nbs/01_bpe.ipynb #6b786ab1
@@ -162,13 +163,6 @@ def tokenizer_merges(
     "The merges of a tokenizer."
     return [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
 
-
-def tokenizer_fingerprint(
-    tokenizer: Tokenizer,
-) -> str:  # 16 hexadecimal digits
-    "A fingerprint of a tokenizer's vocabulary and merges."
-    return fingerprint([tokenizer.get_vocab(), tokenizer_merges(tokenizer)])
-
 # %% ../nbs/01_bpe.ipynb #712442e9
 def train_tokenizer(
     sentences: Iterable[str],  # texts; read twice as a stream (a one-shot iterator is kept in memory)
@@ -193,25 +187,11 @@ def train_tokenizer(
     return build_tokenizer(alphabet, tokenizer_merges(learner)[:merges])
 
 # %% ../nbs/01_bpe.ipynb #369d4c8a
-def save_tokenizer(
-    tokenizer: Tokenizer,
-    path: str | Path,  # usually .../tokenizer.json
-):
-    "Write a tokenizer as JSON, which `tokenizers` and `transformers` open."
-    with atomic_path(path) as tmp_path:
-        tmp_path.write_text(tokenizer.to_str(pretty=True), encoding="utf8")
-
-
 def load_tokenizer(
     path: str | Path,  # a tokenizer.json
 ) -> Tokenizer:
     "Open a tokenizer and check that it is one of bertlab's."
-    if not Path(path).is_file():
-        raise BertlabError("no such tokenizer", path, hint="Train one, or give the path of a tokenizer.json")
-    try:
-        tokenizer = Tokenizer.from_str(Path(path).read_text(encoding="utf8"))
-    except Exception as e:  # the library raises plain `Exception`, whatever is wrong
-        raise BertlabError(f"is not a tokenizer ({e})", path, hint="Delete it and train it again") from None
+    tokenizer = read_tokenizer(path)
     if [tokenizer.token_to_id(token) for token in SPECIAL_TOKENS] != list(range(len(SPECIAL_TOKENS))):
         raise BertlabError(
             f"its first tokens are not {' '.join(SPECIAL_TOKENS)}",

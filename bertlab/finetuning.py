@@ -61,7 +61,9 @@ class FinetuneConfig:
 def frozen_layers(
     freeze: str | int,  # as in `FinetuneConfig`
     layers: int,  # layers of the encoder
-) -> int | None:  # number of frozen layers, counted from the embedding; None: not even the embedding is frozen
+) -> (
+    int | None
+):  # number of frozen layers, counted from the embedding; None: not even the embedding is frozen
     "How many layers of an encoder are frozen."
     if freeze == "none":
         return None

@@ -25,7 +25,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .bpe import UNK_ID, WordEncoder, concat_ranges, tokenizer_fingerprint
+from .bpe import UNK_ID, WordEncoder, concat_ranges
+from .core.saving import tokenizer_fingerprint
 from .core.files import BertlabError, file_sha256, folder_lock, read_json, write_json
 from .data.text import assign_split
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bertlab.bpe import CLS_ID, SEP_ID, chars_per_token, train_tokenizer
 from bertlab.core.files import BertlabError
-from bertlab.data.parallel import PairStore, SplitPairs, prepare_pairs, write_training_text
+from bertlab.data.parallel import Pairs, SplitPairs, write_training_text
 from bertlab.data.text import near_duplicate_key
 from bertlab.decoder import (
     CausalLM,
@@ -31,10 +31,12 @@ from bertlab.mlm import MaskedLM, save_model
 from bertlab.packing import Layout, in_memory_store
 from bertlab.training import Interrupted, TrainConfig
 from bertlab.translation import (
+    PairStore,
     TranslationConfig,
     TranslationTask,
     build_translator,
     load_translator,
+    prepare_pairs,
     save_translator,
     train_translator,
     translate,
@@ -215,7 +217,7 @@ def test_cross_attention_leaves_no_hook_behind():
 )
 @settings(max_examples=40, deadline=None)
 def test_no_twin_of_a_held_out_pair_is_in_training(pairs):
-    split = SplitPairs(pairs, held=0.4)
+    split = SplitPairs(pairs, held_out_fraction=0.4)
     train, held_out = list(split.train()), split.held_out()
     bare = lambda text: near_duplicate_key(text) or text
     for side in (0, 1):
@@ -238,7 +240,7 @@ def tiny(tmp_path_factory):
     train = TrainConfig(lr=2e-3, epochs=1, batch_size=16, checkpoint_minutes=1e9)
     return TranslationConfig(
         str(path),
-        held=0.2,
+        held_out_fraction=0.2,
         merges=50,
         d_model=16,
         heads=2,
@@ -316,7 +318,8 @@ def test_odd_sentences_are_translated_to_something(tiny):
 
 
 def test_training_text_holds_training_text_only(tiny, tmp_path):
-    write_training_text(tiny, tmp_path / "text.txt")
+    split = SplitPairs(Pairs(tiny.corpus, tiny.source, tiny.fraction), tiny.held_out_fraction)
+    write_training_text(split, tmp_path / "text.txt")
     lines = set((tmp_path / "text.txt").read_text(encoding="utf8").splitlines())
     ready = prepare_pairs(tiny)
     assert len(lines) > 100 and not lines & {text for pair in ready.test for text in pair}

@@ -121,9 +121,13 @@ def bert_method(
             (MaskedLM(mlm.config) if random else mlm).encoder.to(default_device()),
             split_punctuation(tokenizer),
         )
-        more, rows = augment(data, train, seed=config.train.seed, **augmentation) if augmentation else (data, train)
+        more, rows = (
+            augment(data, train, seed=config.train.seed, **augmentation) if augmentation else (data, train)
+        )
         tuned = lambda seed: (
-            finetune(encoder, tokenizer, more, rows, valid, with_train(config, seed=seed), cache).probabilities
+            finetune(
+                encoder, tokenizer, more, rows, valid, with_train(config, seed=seed), cache
+            ).probabilities
         )
         return np.mean([tuned(seed) for seed in seeds], 0)
 
@@ -256,7 +260,9 @@ def bert_methods(
     others: dict[str, str | Path] = {},  # what other models have read -> their folders
 ) -> list[Method]:
     "What is compared on the disaster tweets beside words and letters; the first matter most."
-    half = with_train(BEST_CONFIG, epochs=BEST_CONFIG.train.epochs / 2)  # with a copy per row: equally many steps
+    half = with_train(
+        BEST_CONFIG, epochs=BEST_CONFIG.train.epochs / 2
+    )  # with a copy per row: equally many steps
     about = "adapted to the tweets without labels, then all of it fine-tuned"
     return [
         bert_method(
