@@ -16,30 +16,24 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from .bpe import chars_per_token, load_tokenizer, save_tokenizer, train_tokenizer
+from .bpe import chars_per_token, load_tokenizer, train_tokenizer
+from .core.saving import save_tokenizer
 from bertlab.core.distributed import (
     broadcast_object,
     get_rank,
     get_world_size,
     rescale_loss,
     shard_batch,
-    shared,
+    wrap_ddp,
 )
 from .core.files import BertlabError, cache_dir, fingerprint, folder_lock, read_json, write_json
 from .core.records import default_device, run_or_load, run_record
-from .data.corpora import Corpus, assign_split, open_corpus
+from .data.corpora import Corpus, open_corpus
+from .data.text import assign_split
 from .encoder import ACTIVATIONS, EncoderConfig, count_parameters, flops_per_token
 from .masking import MaskedBatch, MaskingConfig, mask_batch
-from bertlab.mlm import (
-    MaskedLM,
-    evaluate_mlm,
-    mlm_loss,
-    mlm_metrics,
-    mlm_summary,
-    save_model,
-    save_model_folder,
-    unigram_baseline,
-)
+from .mlm import MaskedLM, evaluate_mlm, mlm_loss, mlm_metrics, mlm_summary, save_model, unigram_baseline
+from .core.saving import save_model_folder
 from .packing import Layout, TokenStore, epoch_order, prefetch, prepare_stores
 from .training import Task, TrainConfig, fit
 
@@ -266,8 +260,8 @@ class MLMTask(Task):
                 f"the corpus gives {len(train)} training and {len(valid)} validation sentences",
                 hint="Give more text",
             )
-        self.device, self.writes = next(model.parameters()).device, get_rank() == 0
-        self.shared = shared(model)  # what the training calls
+        self.device, self.is_main_process = next(model.parameters()).device, get_rank() == 0
+        self.ddp_model = wrap_ddp(model)  # what the training calls
         self.chars_per_token = chars_per_token(tokenizer).to(self.device)
         self.sentences = training_sentences(train, tokenizer, config)
         self.steps_per_epoch = -(-len(self.sentences) // config.train.batch_size)
@@ -299,7 +293,7 @@ class MLMTask(Task):
         masked = mask_batch(
             batch, self.model.config.vocab_size, self.config.masking, self.config.train.seed, epoch
         )
-        logits = self.shared(masked)
+        logits = self.ddp_model(masked)
         loss = (
             mlm_loss(logits, masked.targets) if len(masked.targets) else logits.sum()
         )  # no sentence, no loss
@@ -309,7 +303,7 @@ class MLMTask(Task):
             mlm_metrics(logits.detach(), masked.targets, self.chars_per_token, loss) | {"tokens": tokens},
         )
 
-    def scores(self, sums):
+    def metrics(self, sums):
         "Loss, accuracy and bits per character."
         return mlm_summary(sums)
 
@@ -377,7 +371,7 @@ def _train(config: PretrainConfig, folder: Path) -> dict:  # the record; that of
     model = MODELS[config.model](config.encoder(ready.tokenizer.get_vocab_size())).to(default_device())
     task = MLMTask(model, ready.train, ready.valid, ready.tokenizer, config)
     history = fit(task, config.train, folder, desc="pre-training")
-    if not task.writes:
+    if not task.is_main_process:
         return {}
     record = _record(task, ready, history)
     _save(model.cpu(), ready, folder / "model", record["result"])
@@ -392,7 +386,7 @@ def _record(task: MLMTask, ready: PretrainData, history: list[dict]) -> dict:
         "parameters": count_parameters(task.model),
         "flops_per_token": flops,
         "unigram": unigram_scores(task),
-        "processes": get_world_size(),
+        "world_size": get_world_size(),
     }
     if ready.corpus["options"].get("lang") == "both":
         more["by_language"] = scores_by_language(task)

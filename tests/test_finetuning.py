@@ -24,12 +24,12 @@ from bertlab.finetuning import (
     FeatureCache,
     FinetuneConfig,
     classify,
-    cross_validate,
     finetune,
     load_classifier,
     save_classifier,
 )
-from bertlab.training import Interrupted, fit
+from bertlab.text_cnn import HeadConfig
+from bertlab.training import Interrupted, TrainConfig, fit
 
 WORDS = {"disaster": "fire flood storm wreck quake", "ordinary": "song lunch music coffee game"}
 
@@ -64,7 +64,21 @@ def encoder(tokenizer):
     )
 
 
-QUICK = FinetuneConfig(n_filters=8, lr=1e-2, epochs=6, batch_size=32, dropout=0.1)
+QUICK = FinetuneConfig(
+    HeadConfig(n_filters=8, dropout=0.1), train=TrainConfig("adam", lr=1e-2, epochs=6, batch_size=32)
+)
+
+
+def changed(config=QUICK, **changes):
+    "A config with other settings, given flat."
+    parts = {
+        name: replace(
+            getattr(config, name), **{k: v for k, v in changes.items() if hasattr(getattr(config, name), k)}
+        )
+        for name in ("head", "train")
+    }
+    flat = {k: v for k, v in changes.items() if not any(hasattr(part, k) for part in parts.values())}
+    return replace(config, **parts, **flat)
 
 
 def write_csv(path, rows):
@@ -76,7 +90,7 @@ def test_learns_and_reports(data, tokenizer, encoder):
     train, valid = holdout(data, 0.3)
     run = finetune(encoder, tokenizer, data, train, valid, QUICK)
     assert (run.probabilities.argmax(1) == data.labels[valid]).mean() > 0.9
-    assert len(run.history) == QUICK.epochs
+    assert len(run.history) == QUICK.train.epochs
     np.testing.assert_allclose(run.probabilities.sum(1), 1, atol=1e-9)
     table = score_table(evaluate_baselines(data, [(train, valid)]))
     assert float(table.loc["majority class", "accuracy"]) < 0.7
@@ -111,7 +125,7 @@ def test_one_class_or_none(tmp_path, rows):
 
 def test_one_class_to_train_on(data, tokenizer, encoder):
     only = np.flatnonzero(data.labels == 0)
-    with pytest.raises(BertlabError, match="one label"):
+    with pytest.raises(BertlabError, match="the same label"):
         finetune(encoder, tokenizer, data, only, only[:2], QUICK)
 
 
@@ -158,13 +172,13 @@ def test_kernel_longer_than_every_sentence(tokenizer, encoder):
         short,
         np.arange(18),
         np.arange(18, 24),
-        replace(QUICK, kernel_sizes=(3, 40), epochs=2),
+        changed(kernel_sizes=(3, 40), epochs=2),
     )
     assert np.isfinite(run.probabilities).all()
 
 
 def test_text_without_tokens_gets_an_answer(data, tokenizer, encoder):
-    run = finetune(encoder, tokenizer, data, np.arange(160), np.arange(0), replace(QUICK, epochs=1))
+    run = finetune(encoder, tokenizer, data, np.arange(160), np.arange(0), changed(epochs=1))
     assert run.probabilities.shape == (0, 2) and not any(k.startswith("valid") for k in run.history[-1])
     answers = classify(
         run.model, tokenizer, ["", "fire " * 500, "🙂"]
@@ -189,7 +203,7 @@ def test_text_without_tokens_gets_an_answer(data, tokenizer, encoder):
 )
 def test_config_that_cannot_work(data, tokenizer, encoder, wrong, problem):
     with pytest.raises(BertlabError, match=problem):
-        finetune(encoder, tokenizer, data, np.arange(160), np.arange(0), replace(QUICK, **wrong))
+        finetune(encoder, tokenizer, data, np.arange(160), np.arange(0), changed(**wrong))
 
 
 def test_too_many_folds(data):
@@ -200,7 +214,7 @@ def test_too_many_folds(data):
 @pytest.mark.parametrize("freeze", ["none", "all", 1])
 def test_stopped_and_resumed_is_the_same(data, tokenizer, encoder, tmp_path, freeze, monkeypatch):
     train, valid = holdout(data, 0.3)
-    config = replace(QUICK, freeze=freeze, epochs=2, dropout=0.5)
+    config = changed(freeze=freeze, epochs=2, dropout=0.5)
     whole = finetune(encoder, tokenizer, data, train, valid, config)
     monkeypatch.setattr("bertlab.finetuning.fit", stopping_fit)
     with pytest.raises(Interrupted):
@@ -230,23 +244,30 @@ def test_frozen_part_runs_once(data, tokenizer, encoder, tmp_path, monkeypatch):
     calls = []
     encode = Encoder.embed
     monkeypatch.setattr(Encoder, "embed", lambda self, *args: calls.append(1) or encode(self, *args))
+    folds = kfold(data, 3)
+
+    def run_folds(encoder, config, cache, folds=folds, seeds=(0, 1)):
+        for train, valid in folds:
+            for seed in seeds:
+                finetune(encoder, tokenizer, data, train, valid, changed(config, seed=seed), cache)
+
     cache = FeatureCache(tmp_path)
-    config = replace(QUICK, epochs=2)
-    cross_validate(encoder, tokenizer, data, kfold(data, 3), config, seeds=(0, 1), cache=cache)
+    config = changed(epochs=2)
+    run_folds(encoder, config, cache)
     once = len(calls)
     assert once == 1  # all sentences fit one batch
     another = FeatureCache(tmp_path)  # as another process would have
-    cross_validate(encoder, tokenizer, data, kfold(data, 3), replace(config, n_filters=4), cache=another)
+    run_folds(encoder, changed(config, n_filters=4), another)
     assert len(calls) == once
     with torch.no_grad():
-        changed = Encoder(encoder.config)
-    cross_validate(changed, tokenizer, data, kfold(data, 3)[:1], config, cache=FeatureCache(tmp_path))
+        other = Encoder(encoder.config)
+    run_folds(other, config, FeatureCache(tmp_path), folds[:1], seeds=(0,))
     assert len(calls) == once + 1  # other weights, other features
 
 
 def test_saved_classifier(data, tokenizer, encoder, tmp_path):
     model = finetune(
-        encoder, tokenizer, data, np.arange(160), np.arange(0), replace(QUICK, epochs=1, n_dropped_layers=1)
+        encoder, tokenizer, data, np.arange(160), np.arange(0), changed(epochs=1, n_dropped_layers=1)
     ).model
     save_classifier(model, tokenizer, tmp_path / "model")
     loaded, its_tokenizer = load_classifier(tmp_path / "model")
@@ -254,7 +275,7 @@ def test_saved_classifier(data, tokenizer, encoder, tmp_path):
         classify(loaded, its_tokenizer, data.texts), classify(model, tokenizer, data.texts), atol=1e-6
     )
     config = json.loads((tmp_path / "model" / "config.json").read_text())
-    config["config"]["n_filters"] = 9
+    config["config"]["head"]["n_filters"] = 9
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     with pytest.raises(BertlabError, match="shape"):
         load_classifier(tmp_path / "model")

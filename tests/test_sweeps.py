@@ -126,7 +126,7 @@ def test_one_that_lags_behind_is_told_apart_from_one_that_failed(tmp_path, monke
     class Idle:
         def fit(self):
             write_json(
-                tmp_path / "tries" / f"{sweeps.digest(JOBS[0]['settings'])}.json",
+                tmp_path / "tries" / f"{sweeps.fingerprint(JOBS[0]['settings'])}.json",
                 {**sweeps._result(JOBS[0], "running", [{"valid_accuracy": 0.1}], 1.0)},
             )
 

@@ -22,14 +22,18 @@ from bertlab.study.tweets import (
     Method,
     bert_method,
     conflicts,
-    cross_validate_folds,
+    cross_validate,
     oracle_accuracy,
     tfidf_method,
 )
+from bertlab.text_cnn import HeadConfig
+from bertlab.training import TrainConfig
 
 WORDS = {1: "fire flood storm wreck quake", 0: "song lunch music coffee game"}
 QUICK = FinetuneConfig(
-    n_filters=4, kernel_sizes=(1, 2), freeze="none", optimizer="adamw", lr=1e-2, epochs=2, batch_size=16
+    HeadConfig(n_filters=4, kernel_sizes=(1, 2)),
+    freeze="none",
+    train=TrainConfig("adamw", lr=1e-2, epochs=2, batch_size=16),
 )
 
 
@@ -98,11 +102,11 @@ def test_a_stopped_run_goes_on(data, model, tmp_path):
         return whole.run(*args)
 
     with pytest.raises(KeyboardInterrupt):
-        cross_validate_folds(replace(whole, run=stopping), data, splits, tmp_path / "run")
+        cross_validate(replace(whole, run=stopping), data, splits, tmp_path / "run")
     assert sorted(p.name for p in (tmp_path / "run").glob("fold-*")) == ["fold-0.json", "fold-1.json"]
     np.testing.assert_array_equal(
-        cross_validate_folds(replace(whole, run=stopping), data, splits, tmp_path / "run")[0],
-        cross_validate_folds(whole, data, splits, tmp_path / "at once")[0],
+        cross_validate(replace(whole, run=stopping), data, splits, tmp_path / "run")[0],
+        cross_validate(whole, data, splits, tmp_path / "at once")[0],
     )
     assert len(calls) == 4  # two folds, the one that was stopped, and that one again
 
@@ -110,17 +114,17 @@ def test_a_stopped_run_goes_on(data, model, tmp_path):
 def test_folds_of_another_run_are_refused(data, model, tmp_path):
     splits = kfold(data, 3)
     words = tfidf_method()
-    cross_validate_folds(words, data, splits, tmp_path / "run")
+    cross_validate(words, data, splits, tmp_path / "run")
     for method, folds in (
         (words, kfold(data, 3, seed=1)),
         (tfidf_method("majority class"), splits),
         (bert_method("b", "", model, QUICK), splits),
     ):
         with pytest.raises(BertlabError, match="another method, data or split"):
-            cross_validate_folds(method, data, folds, tmp_path / "run")
+            cross_validate(method, data, folds, tmp_path / "run")
     (tmp_path / "run" / "fold-0.json").write_text('{"probabilities": [[1, 0]], "seconds": 0}')
     with pytest.raises(BertlabError, match="does not fit its fold"):
-        cross_validate_folds(words, data, splits, tmp_path / "run")
+        cross_validate(words, data, splits, tmp_path / "run")
 
 
 def test_the_oracle_is_an_upper_bound():
@@ -146,7 +150,7 @@ def test_adapting_learns_the_texts_and_sets_punctuation_apart(data, model, tmp_p
         model,
         data.texts,
         tmp_path / "adapted",
-        replace(tweets_study.TAPT_CONFIG, lr=1e-2, epochs=4, warmup=0, batch_size=16),
+        replace(tweets_study.TAPT_CONFIG, lr=1e-2, epochs=4, warmup_epochs=0, batch_size=16),
     )
     assert record["result"]["after"]["loss"] < record["result"]["before"]["loss"]
     _, tokenizer = load_model(tmp_path / "adapted" / "model")
@@ -154,8 +158,9 @@ def test_adapting_learns_the_texts_and_sets_punctuation_apart(data, model, tmp_p
 
 
 def test_one_command(kaggle, model, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(tweets_study, "OURS", replace(QUICK, precision="bf16"))
-    monkeypatch.setattr(tweets_study, "STUDY", replace(QUICK, freeze="all"))
+    best = tweets_study.with_train(QUICK, precision="bf16")
+    monkeypatch.setattr(tweets_study, "BEST_CONFIG", best)
+    monkeypatch.setattr(tweets_study, "STUDY_CONFIG", replace(QUICK, freeze="all"))
     command = [
         "tweets",
         "--data",
