@@ -96,7 +96,7 @@ def data_command(
     parser.add_argument("name", nargs="?", help="default, messages, the name of a corpus to fetch, or a path")
     args = parser.parse_args(argv)
     from bertlab.data.corpora import open_corpus
-    from bertlab.data.fetching import HUB_DATASETS, MANUAL_DATASETS, download_corpus
+    from bertlab.data.corpora import HUB_DATASETS, MANUAL_DATASETS, download_corpus
 
     if not args.name:
         print(
@@ -117,7 +117,7 @@ def pretrain_command(
 ):
     "Train a masked language model on a corpus. Stopped and typed again, it goes on where it was."
     from bertlab.core.distributed import get_rank, process_group
-    from bertlab.core.reporting import text_table
+    from bertlab.core.reporting import format_table
     from bertlab.pretraining import PretrainConfig, pretrain
 
     parser = _parser("pretrain", pretrain_command.__doc__)
@@ -133,14 +133,14 @@ def pretrain_command(
         {"model": name, **scores}
         for name, scores in (("unigram", record["unigram"]), ("BERT", record["result"]))
     ]
-    print(f"{text_table(rows)}\n\nmodel: {args.out / 'model'}")
+    print(f"{format_table(rows)}\n\nmodel: {args.out / 'model'}")
 
 # %% ../nbs/cli.ipynb #f5f25c51
 def finetune_command(
     argv: list[str],
 ):
     "Train a classifier on a pre-trained model, and its baselines on the same split."
-    from bertlab.core.reporting import text_table
+    from bertlab.core.reporting import format_table
     from bertlab.evaluation import read_labeled
     from bertlab.finetuning import FinetuneConfig
     from bertlab.study.quickstart import run_finetuning
@@ -159,7 +159,7 @@ def finetune_command(
     record = run_finetuning(
         from_flags(FinetuneConfig, args), args.model, read_labeled(args.data), args.out, args.valid
     )
-    print(f"{text_table(record['result']['scores'])}\n\nmodel: {args.out / 'model'}")
+    print(f"{format_table(record['result']['scores'])}\n\nmodel: {args.out / 'model'}")
 
 # %% ../nbs/cli.ipynb #dac5f105
 def fill_mask_command(
@@ -248,7 +248,7 @@ def _train_translator(
     argv: list[str],
 ):
     "Train a translator on a parallel corpus. Stopped and typed again, it goes on where it was."
-    from bertlab.core.reporting import text_table
+    from bertlab.core.reporting import format_table
     from bertlab.translation import TranslationConfig, train_translator
 
     parser = _parser("translate train", _train_translator.__doc__)
@@ -257,7 +257,7 @@ def _train_translator(
     args = parser.parse_args(argv)
     record = train_translator(from_flags(TranslationConfig, args), args.out)
     print(
-        f"{text_table([{'system': name, **scores} for name, scores in record['result'].items()])}\n\nmodel: {args.out / 'model'}"
+        f"{format_table([{'system': name, **scores} for name, scores in record['result'].items()])}\n\nmodel: {args.out / 'model'}"
     )
 
 # %% ../nbs/cli.ipynb #df9a82eb
@@ -297,8 +297,8 @@ def corpus_states() -> dict[str, str]:
     from importlib.util import find_spec
 
     from bertlab.core.files import cache_dir
-    from bertlab.data.corpora import LANGUAGE_PACK
-    from bertlab.data.fetching import HUB_DATASETS, MANUAL_DATASETS
+    from bertlab.data.readers import LANGUAGE_PACK
+    from bertlab.data.corpora import HUB_DATASETS, MANUAL_DATASETS
 
     missing = [name for name in ("huggingface_hub", "pyarrow") if find_spec(name) is None]
     first = f"pip install {' '.join(missing)}, then " if missing else ""
@@ -332,12 +332,12 @@ def trials_command(
     parser.add_argument("--jobs", type=int, default=1, help="rows at a time (default: %(default)s)")
     parser.add_argument("--folder", type=Path, help="folder of the records (default: nbs/records, or runs)")
     args = parser.parse_args(argv)
-    from bertlab.core.reporting import text_table
+    from bertlab.core.reporting import format_table
     from bertlab.study.claims import trials_status
     from bertlab.study.scales import run_trials
 
     if args.action == "list":
-        print(text_table(trials_status(args.folder)))
+        print(format_table(trials_status(args.folder)))
         return
     if bool(args.names) == args.all:
         raise BertlabError(
@@ -364,7 +364,7 @@ def sweep_command(
     parser.add_argument("--asha", action="store_true", help="stop tries that lag behind early")
     parser.add_argument("--folder", type=Path, help="folder of the records (default: nbs/records, or runs)")
     args = parser.parse_args(argv)
-    from bertlab.core.reporting import text_table
+    from bertlab.core.reporting import format_table
     from bertlab.study.sweeps import run_sweep, tries_table
 
     how = {"address": args.address, "gpus": args.gpus, "asha": args.asha}
@@ -373,7 +373,7 @@ def sweep_command(
     )
     table = tries_table(record["tries"]).sort_values("valid_accuracy", ascending=False)
     print(
-        f"{text_table(table.head(10).to_dict('records'))}\n\n{len(table)} tries: {', '.join(f'{n} {end}' for end, n in record['result'].items())}"
+        f"{format_table(table.head(10).to_dict('records'))}\n\n{len(table)} tries: {', '.join(f'{n} {end}' for end, n in record['result'].items())}"
     )
 
 # %% ../nbs/cli.ipynb #be0c4a11
@@ -393,11 +393,11 @@ def bench_command(
     os.environ["TQDM_DISABLE"] = "1"  # a bar for every turn would be noise
     from bertlab.bench.goals import summary
     from bertlab.bench.pipeline import run_bench
-    from bertlab.core.reporting import text_table
+    from bertlab.core.reporting import format_table
 
     record = run_bench(args.out, args.only, args.fresh)
     for title, rows in summary(record).items():
-        print(f"{title}\n{text_table(rows)}\n")
+        print(f"{title}\n{format_table(rows)}\n")
     print(f"{len(record['result'])} sections in {record['seconds']:.0f} s, {record['device']}")
 
 # %% ../nbs/cli.ipynb #6e356d8f
@@ -408,7 +408,7 @@ def plan_command(
     from bertlab.bench.estimate import assumed_text, estimate_run, growth, measured_utilization, prepared_text
     from bertlab.bench.training import matmul_rates
     from bertlab.core.records import default_device
-    from bertlab.core.reporting import text_table
+    from bertlab.core.reporting import format_table
     from bertlab.pretraining import PretrainConfig
 
     parser = _parser("plan", plan_command.__doc__)
@@ -441,11 +441,11 @@ def plan_command(
         for name, value in plan.items()
     }
     facts["machine"] = f"{rate / 1e12:.3g} TFLOP/s, of which {share:.0%} ({source})"
-    print(text_table([{"plan": name, "value": value} for name, value in facts.items()]))
+    print(format_table([{"plan": name, "value": value} for name, value in facts.items()]))
     print(
-        f"\n{text_table([{'memory of a step': name, 'GiB': size / 2**30} for name, size in memory.items()])}"
+        f"\n{format_table([{'memory of a step': name, 'GiB': size / 2**30} for name, size in memory.items()])}"
     )
-    print(f"\n{text_table(growth(config, text, rate, share))}")
+    print(f"\n{format_table(growth(config, text, rate, share))}")
 
 # %% ../nbs/cli.ipynb #feb50793
 def doctor_command(

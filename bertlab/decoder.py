@@ -456,7 +456,7 @@ class CausalLMTask(Task):
         sums = mlm_metrics(logits, taught.targets, self.chars_per_token.to(logits.device), loss)
         return loss, sums | {"tokens": sums["masked"]}
 
-    def scores(self, sums: dict[str, float]) -> dict[str, float]:
+    def metrics(self, sums: dict[str, float]) -> dict[str, float]:
         return mlm_summary(sums)
 
     def evaluate(self) -> dict[str, float]:

@@ -11,7 +11,6 @@ __all__ = ['FinetuneConfig', 'frozen_layers', 'Classifier', 'build_classifier', 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,16 +22,10 @@ from torch import Tensor, nn
 
 from .bpe import concat_ranges
 from .core.files import BertlabError, atomic_path, fingerprint, folder_lock
-from .encoder import Encoder, EncoderConfig
+from .core.saving import load_model_folder, save_model_folder
+from .encoder import Encoder, EncoderConfig, parse_encoder_config
 from .evaluation import LabeledTexts
-from bertlab.mlm import (
-    build_model,
-    check_vocabulary,
-    eval_mode,
-    load_model_folder,
-    parse_encoder_config,
-    save_model_folder,
-)
+from .mlm import eval_mode
 from .packing import Layout, PackedBatch, TokenStore, epoch_order, in_memory_store
 from .text_cnn import HeadConfig, TextCNNHead, class_probabilities, classification_loss
 from .training import Task, TrainConfig, fit
@@ -380,21 +373,15 @@ def load_classifier(
     folder: str | Path,  # what `save_classifier` wrote
 ) -> tuple[Classifier, Tokenizer]:  # not in training mode, on the CPU
     "Load a classifier and its tokenizer."
-    folder = Path(folder)
-    config, weights, tokenizer = load_model_folder(folder, "classifier")
-    head, labels = _parse_classifier_config(config, folder / "config.json")
-    encoder = parse_encoder_config(config["encoder"], folder / "config.json")
-    check_vocabulary(encoder, tokenizer, folder / "tokenizer.json")
-    build = partial(Classifier, encoder, labels, head)
-    return build_model(build, weights, folder / "model.safetensors"), tokenizer
+    return load_model_folder(folder, "classifier", _build_saved)
 
 
-def _parse_classifier_config(config: dict, path: Path) -> tuple[HeadConfig, list[str]]:
-    "The head and the labels of a saved classifier."
+def _build_saved(config: dict, tokenizer: Tokenizer) -> Classifier:
+    "A classifier from the config of a saved one."
     head, labels = config.get("head"), config.get("labels")
     is_classifier = set(config) == {"encoder", "labels", "head"} and isinstance(head, dict)
     is_classifier = is_classifier and set(head) == {f.name for f in fields(HeadConfig)}
     are_names = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
     if not is_classifier or not are_names or len(set(labels)) != len(labels):
-        raise BertlabError("is not a classifier's config", path, hint="Save the model again")
-    return HeadConfig(**head), labels
+        raise BertlabError("is not a classifier's config")
+    return Classifier(parse_encoder_config(config["encoder"], tokenizer), labels, HeadConfig(**head))

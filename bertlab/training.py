@@ -78,19 +78,19 @@ def _validate(config: "TrainConfig"):
             raise BertlabError(
                 f"{field} is {getattr(config, field)!r}", hint=f"Choose one of {', '.join(allowed)}"
             )
-    for field in ("lr", "epochs", "batch_size", "evals_per_epoch", "clip", "period", "keep", "gamma"):
+    for field in ("lr", "epochs", "batch_size", "evals_per_epoch", "max_grad_norm", "restart_epochs", "keep_checkpoints", "gamma"):
         if not getattr(config, field) > 0:
             raise BertlabError(f"{field} is {getattr(config, field)}", hint="Choose a number above 0")
-    for field in ("lr", "epochs", "warmup", "weight_decay", "min_lr", "seed"):
+    for field in ("lr", "epochs", "warmup_epochs", "weight_decay", "min_lr", "seed"):
         if not 0 <= getattr(config, field) < math.inf:
             raise BertlabError(
                 f"{field} is {getattr(config, field)}", hint="Choose a finite number that is not negative"
             )
-    for field in ("batch_size", "evals_per_epoch", "keep", "seed"):
+    for field in ("batch_size", "evals_per_epoch", "keep_checkpoints", "seed"):
         if not isinstance(getattr(config, field), int):
             raise BertlabError(f"{field} is {getattr(config, field)!r}", hint="Choose a whole number")
-    if not 0 <= config.decay <= 1:
-        raise BertlabError(f"decay is {config.decay}", hint="Choose a number from 0 to 1")
+    if not 0 <= config.decay_fraction <= 1:
+        raise BertlabError(f"decay_fraction is {config.decay_fraction}", hint="Choose a number from 0 to 1")
 
 # %% ../nbs/08_training.ipynb #cfe46950
 @dataclass(frozen=True)
@@ -101,19 +101,19 @@ class TrainConfig:
     lr: float = 1e-3  # the highest learning rate
     weight_decay: float = 0.0
     schedule: str = "constant"  # constant, exponential, cosine or wsd
-    warmup: float = 0.0  # epochs of linear warm-up, for exponential and wsd
+    warmup_epochs: float = 0.0  # epochs of linear warm-up, for exponential and wsd
     gamma: float = 0.9  # factor per epoch, for exponential
-    period: float = 15.0  # epochs of a cosine cycle (T_0)
+    restart_epochs: float = 15.0  # epochs of a cosine cycle (T_0)
     min_lr: float = 5e-6  # the lowest learning rate, for cosine and wsd (eta_min)
-    decay: float = 0.3  # fraction of the epochs that wsd decays over
+    decay_fraction: float = 0.3  # fraction of the epochs that wsd decays over
     epochs: float = 1.0  # may be a fraction
     batch_size: int = 128  # sentences
     evals_per_epoch: int = 1  # how often the history gets a row
     precision: str = "fp32"  # or bf16: matrix products in bfloat16 (autocast), weights in float32
-    clip: float = 1.0  # largest norm of the gradient; inf for no limit
+    max_grad_norm: float = 1.0  # largest norm of the gradient; inf for no limit
     seed: int = 0
     checkpoint_minutes: float = 10.0  # time between checkpoints; each evaluation makes one, too
-    keep: int = 2  # checkpoints that are kept, besides the best
+    keep_checkpoints: int = 2  # checkpoints that are kept, besides the best
 
     def __post_init__(self):
         _validate(self)
@@ -124,14 +124,14 @@ def lr_at(
     epoch: float,  # epochs that have passed, with fraction
 ) -> float:
     "The learning rate at a moment of the training."
-    warm = min(1.0, epoch / config.warmup) if config.warmup else 1.0
+    warm = min(1.0, epoch / config.warmup_epochs) if config.warmup_epochs else 1.0
     if config.schedule == "exponential":
-        return config.lr * warm * config.gamma ** max(0.0, epoch - config.warmup)
+        return config.lr * warm * config.gamma ** max(0.0, epoch - config.warmup_epochs)
     if config.schedule == "cosine":
-        phase = (epoch % config.period) / config.period
+        phase = (epoch % config.restart_epochs) / config.restart_epochs
         return config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * phase))
     if config.schedule == "wsd":
-        left = (config.epochs - epoch) / (config.decay * config.epochs) if config.decay else 1.0
+        left = (config.epochs - epoch) / (config.decay_fraction * config.epochs) if config.decay_fraction else 1.0
         return config.min_lr + (config.lr - config.min_lr) * max(0.0, min(warm, left, 1.0))
     return config.lr
 
@@ -141,7 +141,7 @@ class Task(ABC):
 
     model: nn.Module
     steps_per_epoch: int
-    writes: bool = True  # whether this process saves checkpoints and heeds signals; of several that share a run, one does
+    is_main_process: bool = True  # whether this process saves checkpoints and heeds signals; of several that share a run, one does
 
     @abstractmethod
     def batches(self, epoch: int, start: int = 0):
@@ -149,10 +149,10 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, batch, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
-        "The loss of a batch, and sums (0-dim tensors) from which `scores` makes the history."
+        "The loss of a batch, and sums (0-dim tensors) from which `metrics` makes the history."
 
     @abstractmethod
-    def scores(self, sums: dict[str, float]) -> dict[str, float]:
+    def metrics(self, sums: dict[str, float]) -> dict[str, float]:
         "From sums over many batches to scores such as loss and accuracy."
 
     def evaluate(self) -> dict[str, float]:
@@ -349,7 +349,7 @@ class _Run:
     "The state of a training run."
 
     def __init__(self, task: Task, config: TrainConfig, folder: Path | None):
-        self.task, self.config, self.folder = task, config, folder if task.writes else None
+        self.task, self.config, self.folder = task, config, folder if task.is_main_process else None
         self.device = next(task.model.parameters()).device
         self.optimizers = make_optimizers(task.model, config.optimizer, config.lr, config.weight_decay)
         self.params = [p for p in task.model.parameters() if p.requires_grad]
@@ -387,7 +387,7 @@ def _train_step(run: _Run, batch, epoch: int):
     with torch.autocast(run.device.type, torch.bfloat16, enabled=run.config.precision == "bf16"):
         loss, sums = run.task.loss(batch, epoch)
     loss.backward()
-    norm = nn.utils.clip_grad_norm_(run.params, run.config.clip)
+    norm = nn.utils.clip_grad_norm_(run.params, run.config.max_grad_norm)
     run.bad |= ~(torch.isfinite(loss.detach()) & torch.isfinite(norm))
     if (
         run.device.type == "cpu" or run.state["step"] % 20 == 0
@@ -435,7 +435,7 @@ def _evaluate(run: _Run):
         "lr": lr_at(run.config, run.epoch),
         "seconds": time.perf_counter() - run.started,
     }
-    row |= {f"train_{k}": v for k, v in run.task.scores(sums).items()} | {
+    row |= {f"train_{k}": v for k, v in run.task.metrics(sums).items()} | {
         f"valid_{k}": v for k, v in valid.items()
     }
     row |= {"tokens": sums["tokens"]} if "tokens" in sums else {}
@@ -455,7 +455,7 @@ def _save(run: _Run) -> Path:
         "seconds": time.perf_counter() - run.started,
     }
     path = save_checkpoint(run.folder, run.task.model, run.optimizers, run.state)
-    _prune(run.folder, run.config.keep, run.state["best_step"])
+    _prune(run.folder, run.config.keep_checkpoints, run.state["best_step"])
     run.saved_at = time.perf_counter()
     return path
 
@@ -472,7 +472,7 @@ def _after_step(run: _Run, caught: list[int]):
         due or caught or time.perf_counter() - run.saved_at > 60 * run.config.checkpoint_minutes
     ):
         _save(run)
-    if caught and run.task.writes:
+    if caught and run.task.is_main_process:
         saved = "; the same command goes on from there" if run.folder else ""
         raise Interrupted(f"stopped after step {step} of {run.total}{saved}")
 
@@ -488,7 +488,7 @@ def fit(
     "Train a task's model; can be stopped at any step and called again with the same result."
     run = _Run(task, config, Path(folder) if folder else None)
     task.model.train()
-    look = {"desc": desc, "unit": "step", "mininterval": 0.5} | ({} if task.writes else {"disable": True})
+    look = {"desc": desc, "unit": "step", "mininterval": 0.5} | ({} if task.is_main_process else {"disable": True})
     with _catch_signals() as caught, tqdm(total=run.total, initial=run.state["step"], **look) as bar:
         while run.state["step"] < run.total:
             epoch, start = divmod(run.state["step"], task.steps_per_epoch)

@@ -90,7 +90,7 @@ def two(here, config):
 
 def test_two_processes_have_the_curve_of_one(here, config, two):
     pretrain(config, here / "one")
-    assert json.loads((two / "record.json").read_text())["processes"] == 2
+    assert json.loads((two / "record.json").read_text())["world_size"] == 2
     assert len(history(two)) == 6
     for ours, theirs in zip(history(two), history(here / "one"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)

@@ -24,7 +24,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bertlab import cli, pretraining
-from bertlab.bpe import save_tokenizer, train_tokenizer
+from bertlab.core.saving import save_tokenizer
+from bertlab.bpe import train_tokenizer
 from bertlab.core import files
 from bertlab.core.files import BertlabError, atomic_path, read_json, write_json
 from bertlab.core.plotting import save_figure
@@ -176,7 +177,7 @@ MODELS = {  # folder -> how it differs from a good one; those that begin with c-
     "digits": lambda f: (f / "config.json").write_text('{"config": ' + "9" * 5000 + "}"),
     "folder": lambda f: ((f / "config.json").unlink(), (f / "config.json").mkdir()),
     "outside": lambda f: (f / "config.json").write_text(
-        (f / "config.json").read_text().replace('"kind"', '"weights": "../model", "kind"')
+        (f / "config.json").read_text().replace('"model_type"', '"weights": "../model", "model_type"')
     ),
     "speech": lambda f: save_tokenizer(train_tokenizer(TEXTS, 9), f / "tokenizer.json"),
     "c-kernel_sizes": edit(kernel_sizes=[10**30]),
@@ -257,7 +258,7 @@ COMMANDS = [  # the words after bertlab; what the one line must say
     ([*PRETRAIN, "--corpus", "@good.txt", "--weight-decay", "nan"], ["weight_decay is nan"]),
     ([*PRETRAIN, "--corpus", "@good.txt", "--batch-size", "0"], ["batch_size is 0", "above 0"]),
     ([*PRETRAIN, "--corpus", "@good.txt", "--seed", "-1"], ["seed is -1", "not negative"]),
-    ([*PRETRAIN, "--corpus", "@good.txt", "--decay", "2"], ["decay is 2", "from 0 to 1"]),
+    ([*PRETRAIN, "--corpus", "@good.txt", "--decay-fraction", "2"], ["decay_fraction is 2", "from 0 to 1"]),
     ([*PRETRAIN, "--corpus", "@good.txt", "--optimizer", "sgd"], ["optimizer is 'sgd'", "adamw"]),
     ([*PRETRAIN, "--corpus", "@good.txt", "--model", "gpt"], ["model is 'gpt'", "Choose one of own"]),
     ([*PRETRAIN, "--corpus", "@good.txt", "--strategy", "none"], ["strategy", "dynamic"]),
@@ -299,7 +300,7 @@ COMMANDS = [  # the words after bertlab; what the one line must say
     ([*FINETUNE, "--data", "@good.csv", "--n_filters", "0"], ["at least one filter"]),
     (
         [*FINETUNE, "--data", "@good.csv", "--model", "@classifier"],
-        ["config.json", "of kind 'classifier', not 'mlm'"],
+        ["config.json", "of type 'classifier', not 'mlm'"],
     ),
     # saved models
     (["fill-mask", "@nowhere", "a [MASK]"], ["nowhere", "no such folder", "Give the folder"]),
@@ -322,7 +323,7 @@ COMMANDS = [  # the words after bertlab; what the one line must say
     (["fill-mask", "@model", "no hole"], ["no [MASK]"]),
     (["fill-mask", "@model", "[MASK]" + " word" * 99], ["the model takes 40"]),
     (["fill-mask", "@model", "a [MASK]", "--top", "0"], ["0 guesses", "1 or more"]),
-    (["predict", "@model", "text"], ["of kind 'mlm', not 'classifier'"]),
+    (["predict", "@model", "text"], ["of type 'mlm', not 'classifier'"]),
     (["predict", "@classifier"], ["nothing to classify", "Give texts"]),
     (["predict", "@classifier", "text", "--tweets", "@test.csv"], ["or two things"]),
     (["predict", "@classifier", "--tweets", "@test.csv"], ["test.csv, row 1", "'keyword' is missing"]),
@@ -409,11 +410,11 @@ class Line(Task):
         loss = (self.model(batch).squeeze(1) - batch.sum(1)).square().mean()
         return loss, {"loss": loss.detach(), "n": torch.tensor(1)}
 
-    def scores(self, sums):
+    def metrics(self, sums):
         return {"loss": sums["loss"] / sums["n"]}
 
     def evaluate(self):
-        return self.scores({"loss": self.loss(torch.ones(2, self.width), 0)[0].item(), "n": 1})
+        return self.metrics({"loss": self.loss(torch.ones(2, self.width), 0)[0].item(), "n": 1})
 
 
 CONFIG = TrainConfig(optimizer="muon", lr=1e-2, epochs=4, batch_size=4)
@@ -506,7 +507,7 @@ def test_all_checkpoints_damaged_begins_anew(stopped, whole):
 
 
 def test_with_one_kept_a_damaged_newest_does_not_push_out_the_good(tmp_path):
-    config = TrainConfig(lr=1e-2, epochs=4, batch_size=4, keep=1)
+    config = TrainConfig(lr=1e-2, epochs=4, batch_size=4, keep_checkpoints=1)
     fit(Line(), config, tmp_path)
     newest = checkpoints(tmp_path)[-1]
     (newest / "state.json").write_text("{")

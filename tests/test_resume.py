@@ -35,7 +35,7 @@ for line in sys.stdin:
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 SHAPE = "--d-model 16 --heads 2 --d-ff 32 --layers 1 --merges 40 --valid-sentences 30"
-PRETRAIN = f"pretrain {SHAPE} --batch-size 8 --dropout 0.1 --epochs 2 --evals-per-epoch 5 --optimizer muon --schedule wsd --lr 0.01 --keep 1"
+PRETRAIN = f"pretrain {SHAPE} --batch-size 8 --dropout 0.1 --epochs 2 --evals-per-epoch 5 --optimizer muon --schedule wsd --lr 0.01 --keep-checkpoints 1"
 FINETUNE = "finetune --epochs 5 --batch-size 8 --n_filters 6 --kernel_sizes 2,3 --freeze none --lr 0.01"
 
 

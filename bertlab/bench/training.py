@@ -216,7 +216,7 @@ class TransformersRacer(BenchmarkTask):
         masked = (batch["labels"] != -100).sum()
         return loss, {"nll": loss.detach() * masked, "masked": masked}
 
-    def scores(self, sums):
+    def metrics(self, sums):
         return {"loss": sums["nll"] / sums["masked"]}
 
 # %% ../../nbs/bench/01_training.ipynb #a4873389

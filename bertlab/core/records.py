@@ -149,7 +149,7 @@ def run_record(
         "tokens_per_second": round(tokens / seconds) if seconds else None,
     }
     made = {
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "git_commit": _git_commit(),
         "versions": versions(),
         "device": name,

@@ -81,7 +81,7 @@ def write_tokenized(
         file.writelines(" ".join(split_words(text)) + "\n" for text in texts)
 
 # %% ../../nbs/study/07_adaptation.ipynb #36cda084
-TAPT_CONFIG = TrainConfig("muon", lr=2e-3, schedule="wsd", warmup=0.2, decay=0.5, epochs=10, batch_size=64)
+TAPT_CONFIG = TrainConfig("muon", lr=2e-3, schedule="wsd", warmup_epochs=0.2, decay_fraction=0.5, epochs=10, batch_size=64)
 TAPT_MASKING = MaskingConfig(mlm_probability=0.3)
 
 

@@ -80,9 +80,9 @@ def _train_config(row: Row, scale: Scale, seed: int) -> TrainConfig:
     "How a row is trained at a scale."
     c, width = row.config, _width_divisor(row, scale)
     warped = {
-        "warmup": c.get("warmup", 0.0) / scale.epochs,
+        "warmup_epochs": c.get("warmup_epochs", 0.0) / scale.epochs,
         "gamma": c.get("gamma", 0.9) ** scale.epochs,
-        "period": c.get("period", 15) / scale.epochs,
+        "restart_epochs": c.get("restart_epochs", 15) / scale.epochs,
     }
     return TrainConfig(
         optimizer=c.get("optimizer", "adam"),
@@ -95,7 +95,7 @@ def _train_config(row: Row, scale: Scale, seed: int) -> TrainConfig:
         batch_size=c["batch_size"] // scale.batch,
         evals_per_epoch=c.get("evals", scale.evals_per_epoch),
         precision=scale.precision,
-        clip=NO_CLIPPING,
+        max_grad_norm=NO_CLIPPING,
         seed=seed,
     )
 

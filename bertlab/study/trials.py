@@ -91,7 +91,7 @@ LARGE_CONFIG = SMALL_CONFIG | {
     "dropout": 0.0,
 }
 SWISH_CONFIG = LARGE_CONFIG | {"activation": "swish"}
-COSINE_CONFIG = SWISH_CONFIG | {"schedule": "cosine", "period": 15, "lr": 2e-4}
+COSINE_CONFIG = SWISH_CONFIG | {"schedule": "cosine", "restart_epochs": 15, "lr": 2e-4}
 FINETUNE_GRID = {
     "n_filters": [100, 200, 300],
     "freeze": ["all", 1],
@@ -261,7 +261,7 @@ T7 = Trial(
         Row(
             "T7.3",
             "exponential decay",
-            SWISH_CONFIG | {"schedule": "exponential", "warmup": 1, "gamma": 0.9, "epochs": 15},
+            SWISH_CONFIG | {"schedule": "exponential", "warmup_epochs": 1, "gamma": 0.9, "epochs": 15},
             0.731,
             0.726,
         ),
