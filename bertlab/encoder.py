@@ -76,7 +76,9 @@ def parse_encoder_config(
     try:
         parsed = EncoderConfig(**config)
     except TypeError as e:
-        raise BertlabError(f"not an encoder's config: {str(e).replace('EncoderConfig.__init__() ', '')}") from None
+        raise BertlabError(
+            f"not an encoder's config: {str(e).replace('EncoderConfig.__init__() ', '')}"
+        ) from None
     check_vocabulary(parsed.vocab_size, tokenizer)
     return parsed
 
@@ -139,7 +141,9 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig):
         super().__init__()
         if not config.vocab_size:
-            raise BertlabError("vocab_size is 0", hint="Set it from the tokenizer: replace(config, vocab_size=n)")
+            raise BertlabError(
+                "vocab_size is 0", hint="Set it from the tokenizer: replace(config, vocab_size=n)"
+            )
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         nn.init.normal_(self.embedding.weight, std=config.d_model**-0.5)

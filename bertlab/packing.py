@@ -26,8 +26,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .bpe import UNK_ID, WordEncoder, concat_ranges
-from .core.saving import tokenizer_fingerprint
 from .core.files import BertlabError, file_sha256, folder_lock, read_json, write_json
+from .core.saving import tokenizer_fingerprint
 from .data.text import assign_split
 
 # %% ../nbs/02_packing.ipynb #fdfa93b5

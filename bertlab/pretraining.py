@@ -15,7 +15,6 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from .bpe import chars_per_token, load_tokenizer, train_tokenizer
-from .core.saving import save_tokenizer
 from bertlab.core.distributed import (
     broadcast_object,
     get_rank,
@@ -26,12 +25,20 @@ from bertlab.core.distributed import (
 )
 from .core.files import BertlabError, cache_dir, fingerprint, folder_lock, read_json, write_json
 from .core.records import default_device, run_or_load, run_record
+from .core.saving import save_model_folder, save_tokenizer
 from .data.corpora import Corpus, open_corpus
 from .data.text import assign_split
 from .encoder import ACTIVATIONS, EncoderConfig, count_parameters, flops_per_token
 from .masking import MaskedBatch, MaskingConfig, mask_batch
-from .mlm import MaskedLM, evaluate_mlm, mlm_loss, mlm_metrics, mlm_summary, save_model, unigram_baseline
-from .core.saving import save_model_folder
+from bertlab.mlm import (
+    MaskedLM,
+    evaluate_mlm,
+    mlm_loss,
+    mlm_metrics,
+    mlm_summary,
+    save_model,
+    unigram_baseline,
+)
 from .packing import Layout, TokenStore, epoch_order, prefetch, prepare_stores
 from .training import Task, TrainConfig, fit
 

@@ -21,9 +21,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from .bpe import chars_per_token, concat_ranges, load_tokenizer, train_tokenizer
-from .core.saving import load_model_folder, save_model_folder, save_tokenizer, tokenizer_fingerprint
 from .core.files import BertlabError, cache_dir, fingerprint, folder_lock, read_json, write_json
 from .core.records import default_device, run_or_load, run_record
+from .core.saving import load_model_folder, save_model_folder, save_tokenizer, tokenizer_fingerprint
 from .data.parallel import Pairs, SplitPairs, TrainingSentences
 from .data.text import normalize
 from .decoder import TargetBatch, Transformer, beam_search, cross_attention, greedy, shift_right, write

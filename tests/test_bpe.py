@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from bertlab import bpe
 from bertlab.core.files import BertlabError
+from bertlab.core.saving import save_tokenizer, tokenizer_fingerprint
 from bertlab.data.text import normalize
 
 TEXTS = [
@@ -92,7 +93,7 @@ def test_merges_mean_merges(tokenizer):
 
 
 def test_a_one_shot_iterator_will_do(tokenizer):
-    assert bpe.tokenizer_fingerprint(bpe.train_tokenizer(iter(TEXTS), 60)) == bpe.tokenizer_fingerprint(
+    assert tokenizer_fingerprint(bpe.train_tokenizer(iter(TEXTS), 60)) == tokenizer_fingerprint(
         tokenizer
     )
 
@@ -164,7 +165,7 @@ def test_nothing_to_learn_from(sentences):
 
 def test_saved_tokenizers_open_everywhere(tokenizer, tmp_path):
     path = tmp_path / "tokenizer.json"
-    bpe.save_tokenizer(tokenizer, path)
+    save_tokenizer(tokenizer, path)
     hub = PreTrainedTokenizerFast(
         tokenizer_file=str(path), mask_token="[MASK]", unk_token="[UNK]", pad_token="[PAD]"
     )
@@ -186,7 +187,7 @@ def test_saved_tokenizers_open_everywhere(tokenizer, tmp_path):
 )
 def test_a_damaged_tokenizer_is_named(tokenizer, tmp_path, damage, says):
     path = tmp_path / "tokenizer.json"
-    bpe.save_tokenizer(tokenizer, path)
+    save_tokenizer(tokenizer, path)
     path.write_text(damage(path.read_text(encoding="utf8")), encoding="utf8")
     with pytest.raises(BertlabError, match=says) as caught:
         bpe.load_tokenizer(path)

@@ -290,7 +290,7 @@ def test_a_saved_translator_is_the_same_and_a_foreign_one_is_refused(tiny, tmp_p
     sources = [source for source, _ in ready.test[:5]]
     assert translate(loaded, tokenizer, sources) == translate(model, ready.tokenizer, sources)
     save_model(MaskedLM(tiny.shape(tokenizer.get_vocab_size())), tokenizer, tmp_path / "mlm")
-    with pytest.raises(BertlabError, match="kind 'mlm'"):
+    with pytest.raises(BertlabError, match="type 'mlm'"):
         load_translator(tmp_path / "mlm")
 
 

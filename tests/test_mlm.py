@@ -12,24 +12,23 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
 from bertlab.bpe import MASK_ID, chars_per_token, train_tokenizer
 from bertlab.core.files import BertlabError
+from bertlab.core.saving import MODEL_FILES, load_model_folder, save_model_folder
 from bertlab.encoder import EncoderConfig
 from bertlab.masking import MaskingConfig, mask_batch
 from bertlab.mlm import (
-    MODEL_FILES,
     MaskedLM,
     encode_masked,
     evaluate_mlm,
     fill_mask,
     load_model,
-    load_model_folder,
     mlm_loss,
     mlm_metrics,
     mlm_summary,
     save_model,
-    save_model_folder,
     unigram_baseline,
 )
 from bertlab.packing import Layout, PackedBatch
@@ -72,7 +71,7 @@ def batch_of(lengths, vocab_size, epoch=0, seed=0):
     )
 
 
-def refused(folder, says):
+def assert_load_fails(folder, says):
     "Loading must end in one line that says this and names a place in the folder."
     with pytest.raises(BertlabError) as caught:
         load_model(folder)
@@ -247,7 +246,9 @@ def test_saving_again_replaces_the_model(model, tokenizer, saved):
 
 def test_an_interrupted_save_leaves_the_old_model(model, tokenizer, saved, monkeypatch):
     before = (saved / "model.safetensors").read_bytes()
-    monkeypatch.setattr("bertlab.mlm.save_tokenizer", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        "bertlab.core.saving.save_tokenizer", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(KeyboardInterrupt):
         save_model(MaskedLM(model.config), tokenizer, saved)
     assert (saved / "model.safetensors").read_bytes() == before
@@ -262,23 +263,96 @@ def test_a_folder_with_other_files_is_left_alone(model, tokenizer, tmp_path):
     assert os.listdir(tmp_path) == ["thesis.txt"]
 
 
-def test_another_kind_is_refused(model, tokenizer, tmp_path):
+def test_another_model_type_is_refused(model, tokenizer, tmp_path):
     save_model_folder(tmp_path / "c", "classifier", {"classes": 2}, model, tokenizer)
-    refused(tmp_path / "c", "kind 'classifier'")
-    assert load_model_folder(tmp_path / "c", "classifier")[0] == {"classes": 2}
+    assert_load_fails(
+        tmp_path / "c", "is a model of type 'classifier', not 'mlm'. `bertlab predict` takes it"
+    )
+    configs = []
+
+    def build(config, tokenizer):
+        configs.append(config)
+        return MaskedLM(model.config)
+
+    loaded, _ = load_model_folder(tmp_path / "c", "classifier", build)
+    assert configs[0] == {"classes": 2} and not loaded.training
+    with pytest.raises(BertlabError, match="holds a model of another type"):
+        save_model(model, tokenizer, tmp_path / "c")
+
+
+def test_a_model_is_found_in_the_folder_of_its_run(model, tokenizer, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text('{"lr": 1}')  # the run's own
+    assert_load_fails(tmp_path / "run", "not the config of a bertlab model")
+    save_model(model, tokenizer, tmp_path / "run" / "model")
+    assert load_model(tmp_path / "run")[0].config == model.config
+
+
+def test_a_model_of_an_older_bertlab_is_named(saved):
+    edit(saved, lambda config: config.update(kind=config.pop("model_type"), format=1))
+    assert_load_fails(saved, "was saved by an older bertlab (format 1, this one reads 2)")
+
+
+def test_files_of_another_program_are_not_replaced(model, tokenizer, tmp_path):
+    for name, content in zip(MODEL_FILES, ('{"model_type": "bert"}', "weights", "{}")):
+        (tmp_path / name).write_text(content)
+    with pytest.raises(BertlabError, match="no model of bertlab"):
+        save_model(model, tokenizer, tmp_path)
+    assert (tmp_path / "config.json").read_text() == '{"model_type": "bert"}'
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(BertlabError, match="no model of bertlab"):
+        save_model(model, tokenizer, tmp_path)
+    with pytest.raises(BertlabError, match="is a file"):
+        save_model(model, tokenizer, tmp_path / "tokenizer.json")
+    assert sorted(os.listdir(tmp_path)) == ["model.safetensors", "tokenizer.json"]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_no_numbers(saved, value):
+    weights = load_file(saved / "model.safetensors")
+    weights["encoder.norm.bias"][3] = value
+    save_file(weights, saved / "model.safetensors")
+    assert_load_fails(saved, "weight 'encoder.norm.bias' holds NaN or infinite numbers")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int64])
+def test_weights_of_another_dtype(saved, dtype):
+    weights = load_file(saved / "model.safetensors")
+    save_file({name: weight.to(dtype) for name, weight in weights.items()}, saved / "model.safetensors")
+    assert_load_fails(saved, f"is {str(dtype).split('.')[1]}, the model needs float32")
+
+
+@pytest.mark.parametrize("name", MODEL_FILES)
+def test_a_pipe_is_not_waited_for(saved, name):
+    (saved / name).unlink()
+    os.mkfifo(saved / name)
+    assert_load_fails(saved, name)
+
+
+@pytest.mark.parametrize("setting", ["padding", "truncation", "dropout"])
+def test_a_tokenizer_with_a_setting_switched_on(saved, setting):
+    tokenizer = Tokenizer.from_file(str(saved / "tokenizer.json"))
+    if setting == "padding":
+        tokenizer.enable_padding(length=12)
+    elif setting == "truncation":
+        tokenizer.enable_truncation(3)
+    else:
+        tokenizer.model.dropout = 0.5
+    tokenizer.save(str(saved / "tokenizer.json"))
+    assert_load_fails(saved, "is not the tokenizer that was saved")
 
 
 @pytest.mark.parametrize("name", MODEL_FILES)
 def test_missing_file(saved, name):
     (saved / name).unlink()
-    refused(saved, "no such")
+    assert_load_fails(saved, "no such")
 
 
 @pytest.mark.parametrize("name", MODEL_FILES)
 @pytest.mark.parametrize("damage", [b"", b"\x00", b"{", b"\xff\xfe nothing", b"[]", b"null"])
 def test_damaged_file(saved, name, damage):
     (saved / name).write_bytes(damage)
-    refused(saved, name)
+    assert_load_fails(saved, name)
 
 
 @pytest.mark.parametrize("keep", [4, 8, 100, 0.5, 0.99])
@@ -287,13 +361,13 @@ def test_truncated_weights(saved, keep):
     (saved / "model.safetensors").write_bytes(
         weights[: keep if isinstance(keep, int) else int(len(weights) * keep)]
     )
-    refused(saved, "not a whole safetensors file")
+    assert_load_fails(saved, "not a whole safetensors file")
 
 
 def test_no_folder(tmp_path):
-    refused(tmp_path / "nowhere", "no such folder")
+    assert_load_fails(tmp_path / "nowhere", "no such folder")
     (tmp_path / "file").write_text("x")
-    refused(tmp_path / "file", "no such folder")
+    assert_load_fails(tmp_path / "file", "no such folder")
 
 
 class Bomb:
@@ -313,7 +387,7 @@ class Bomb:
 def test_pickles_are_refused_unread(saved, tmp_path, name, dump):
     (saved / "model.safetensors").unlink()
     dump(Bomb(tmp_path / "mark"), saved / name)
-    refused(saved, "pickle")
+    assert_load_fails(saved, "pickle")
     assert not (tmp_path / "mark").exists()
 
 
@@ -330,31 +404,31 @@ def test_pickles_are_refused_unread(saved, tmp_path, name, dump):
 )
 def test_weights_of_another_shape(saved, change):
     edit(saved, lambda config: config["config"].update(change))
-    refused(saved, "the config asks for")
+    assert_load_fails(saved, "the config asks for")
 
 
 def test_config_of_another_vocabulary(saved):
     edit(saved, lambda config: config["config"].update(vocab_size=99))
-    refused(saved, "tokens, the model 99")
+    assert_load_fails(saved, "tokens, the model 99")
 
 
 def test_weights_that_miss_or_add_a_tensor(saved):
-    weights = load_file(saved / "model.safetensors")
+    weights = {k: v.clone() for k, v in load_file(saved / "model.safetensors").items()}  # not mapped
     for other in (dict(list(weights.items())[1:]), weights | {"decoder.bias": torch.zeros(3)}):
         save_file(other, saved / "model.safetensors")
-        refused(saved, "none")
+        assert_load_fails(saved, "none")
 
 
 def test_tokenizer_of_another_vocabulary(saved):
     train_tokenizer(TEXTS, 20).save(str(saved / "tokenizer.json"))
-    refused(saved, "is not the tokenizer that was saved")
+    assert_load_fails(saved, "is not the tokenizer that was saved")
 
 
 def test_tokenizer_of_the_same_size_but_another_vocabulary(tokenizer, saved):
     text = tokenizer.to_str()
     assert text.count("요") == 0
     (saved / "tokenizer.json").write_text(text.replace("행", "요"))
-    refused(saved, "is not the tokenizer that was saved")
+    assert_load_fails(saved, "is not the tokenizer that was saved")
 
 
 def test_a_tokenizer_of_another_size_is_not_saved(model, tmp_path):
@@ -373,7 +447,7 @@ def test_a_tokenizer_of_another_size_is_not_saved(model, tmp_path):
 )
 def test_config_that_leaves_the_folder_or_has_unknown_keys(saved, change):
     edit(saved, lambda config: config.update(change))
-    refused(saved, f"does not know ('{next(iter(change))}')")
+    assert_load_fails(saved, f"does not know ('{next(iter(change))}')")
 
 
 @pytest.mark.parametrize(
@@ -392,15 +466,16 @@ def test_config_that_leaves_the_folder_or_has_unknown_keys(saved, change):
 )
 def test_impossible_encoder_config(saved, change):
     edit(saved, lambda config: config["config"].update(change))
-    refused(saved, "config.json")
+    assert_load_fails(saved, "config.json")
 
 
 @pytest.mark.parametrize(
     "change, says",
     [
-        ({"format": 2}, "format"),
+        ({"format": 3}, "format"),
         ({"format": "1"}, "format"),
-        ({"kind": None}, "kind"),
+        ({"model_type": None}, "type"),
+        ({"model_type": ["mlm"]}, "type"),
         ({"config": []}, "not the config"),
         ({"config": {}}, "config.json"),
         ({"tokenizer": None}, "is not the tokenizer"),
@@ -408,7 +483,7 @@ def test_impossible_encoder_config(saved, change):
 )
 def test_config_of_another_time(saved, change, says):
     edit(saved, lambda config: config.update(change))
-    refused(saved, says)
+    assert_load_fails(saved, says)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertlab import packing
-from bertlab.bpe import UNK_ID, save_tokenizer, train_tokenizer
+from bertlab.bpe import UNK_ID, train_tokenizer
+from bertlab.core.saving import save_tokenizer
 from bertlab.core.files import BertlabError
 from bertlab.packing import Layout, TokenStore, build_store, in_memory_store
 

@@ -54,7 +54,7 @@ def _without_unset(obj):
 def tokenizer_fingerprint(
     tokenizer: Tokenizer,
 ) -> str:  # 16 hexadecimal digits
-    "A fingerprint of all that decides which ids a text becomes: vocabulary, merges, normalisation, padding, dropout."
+    "A fingerprint of all that decides which ids a text becomes, from the vocabulary to padding and dropout."
     saved = json.loads(tokenizer.to_str())
     vocab = saved["model"].pop("vocab", None)  # an id of 0 counts
     return fingerprint([_without_unset(saved), vocab])
@@ -156,7 +156,9 @@ def read_config(
             hint="Train the model again, or use the bertlab that saved it",
         )
     if not isinstance(saved, dict) or not isinstance(saved.get("config"), dict):
-        raise BertlabError("is not the config of a bertlab model", path, hint="Give the folder that bertlab saved")
+        raise BertlabError(
+            "is not the config of a bertlab model", path, hint="Give the folder that bertlab saved"
+        )
     if unknown := sorted(set(saved) - _CONFIG_KEYS):
         problem = f"has a key that bertlab does not know ('{unknown[0]}')"
         raise BertlabError(problem, path, hint="Remove the key, or save the model again")
@@ -212,15 +214,17 @@ def build_model(
             hint="Save the model again",
         ) from None
     hint = "Take config.json and model.safetensors from the same model"
-    shape = lambda tensors, name: list(tensors[name].shape) if name in tensors else "none"
-    dtype = lambda tensor: str(tensor.dtype).removeprefix("torch.")
-    for name in sorted(expected | weights, key=lambda name: (name in expected and name in weights, name)):
-        found, wanted = shape(weights, name), shape(expected, name)
-        if found != wanted:
-            problem = f"weight '{name}' has shape {found}, the config asks for {wanted}"
+    shapes, found = ({name: list(x.shape) for name, x in tensors.items()} for tensors in (expected, weights))
+    for name in sorted(shapes | found, key=lambda name: (name in shapes and name in found, name)):
+        if found.get(name) != shapes.get(name):
+            problem = (
+                f"weight '{name}' has shape {found.get(name, 'none')}, "
+                f"the config asks for {shapes.get(name, 'none')}"
+            )
             raise BertlabError(problem, path, hint=hint)
-        if weights[name].dtype != expected[name].dtype:
-            problem = f"weight '{name}' is {dtype(weights[name])}, the model needs {dtype(expected[name])}"
+        dtype, needed = (str(tensors[name].dtype).removeprefix("torch.") for tensors in (weights, expected))
+        if dtype != needed:
+            problem = f"weight '{name}' is {dtype}, the model needs {needed}"
             raise BertlabError(problem, path, hint="Convert the weights, or save the model again")
         if not weights[name].isfinite().all():
             raise BertlabError(
@@ -234,7 +238,9 @@ def build_model(
 def load_model_folder(
     folder: str | Path,  # what `save_model_folder` wrote, or a run's folder with `model` in it
     model_type: str,  # what the model must be
-    build: Callable[[dict, Tokenizer], nn.Module],  # makes the model from its config; a BertlabError if it cannot
+    build: Callable[
+        [dict, Tokenizer], nn.Module
+    ],  # makes the model from its config; a BertlabError if it cannot
 ) -> tuple[nn.Module, Tokenizer]:  # the model not in training mode, on the CPU
     "Load a model and its tokenizer, when they belong together."
     folder = find_model_folder(folder)
