@@ -20,7 +20,8 @@ from .attention import MultiHeadAttention, packed_attention
 from .bpe import CLS_ID, MASK_ID, PAD_ID, SEP_ID, UNK_ID
 from .encoder import Encoder, EncoderConfig, EncoderLayer
 from .mlm import mlm_loss, mlm_metrics, mlm_summary
-from .packing import Layout, PackedBatch, TokenStore, batches, prefetch
+from .packing import Layout, PackedBatch, batches, prefetch
+from .token_store import TokenStore
 from .training import Task
 
 # %% ../nbs/13_decoder.ipynb #81433f74

@@ -26,7 +26,8 @@ from .core.saving import load_model_folder, save_model_folder
 from .encoder import Encoder, EncoderConfig, parse_encoder_config
 from .evaluation import LabeledTexts
 from .mlm import eval_mode
-from .packing import Layout, PackedBatch, TokenStore, epoch_order, in_memory_store
+from .packing import Layout, PackedBatch, epoch_order
+from .token_store import TokenStore, in_memory_store
 from .text_cnn import HeadConfig, TextCNNHead, class_probabilities, classification_loss
 from .training import Task, TrainConfig, fit
 
@@ -268,7 +269,7 @@ class FinetuneTask(Task):
     def loss(self, batch: PackedBatch, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
         "Mean cross-entropy of a batch, and sums for loss and accuracy."
         device = next(self.model.parameters()).device
-        labels = self.labels[batch.index].to(device)
+        labels = self.labels[batch.sentence_ids].to(device)
         batch = batch.to(device)
         logits = self.model(batch.ids, batch.layout, self.n_frozen_layers)
         loss = classification_loss(logits, labels)

@@ -137,7 +137,7 @@ def mask_batch(
         problem = f"a vocabulary of {vocab_size} has no token to replace another"
         raise BertlabError(problem, hint="Train the tokenizer on more text")
     key = hash32(hash32(seed) ^ config.mask_round(epoch))
-    hashes = hash32(hash32(batch.index ^ key)[batch.layout.segment_ids] ^ batch.layout.position_ids)
+    hashes = hash32(hash32(batch.sentence_ids ^ key)[batch.layout.segment_ids] ^ batch.layout.position_ids)
     rows = select_masked(hashes, batch.layout, config.mlm_probability)
     targets = batch.ids[rows]
     inputs = batch.ids.index_copy(0, rows, corrupt_tokens(targets, hashes[rows], vocab_size, config))

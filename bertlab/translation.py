@@ -21,15 +21,16 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from .bpe import chars_per_token, concat_ranges, load_tokenizer, train_tokenizer
+from .core.saving import load_model_folder, save_model_folder, save_tokenizer, tokenizer_fingerprint
 from .core.files import BertlabError, cache_dir, fingerprint, folder_lock, read_json, write_json
 from .core.records import default_device, run_or_load, run_record
-from .core.saving import load_model_folder, save_model_folder, save_tokenizer, tokenizer_fingerprint
 from .data.parallel import Pairs, SplitPairs, TrainingSentences
 from .data.text import normalize
 from .decoder import TargetBatch, Transformer, beam_search, cross_attention, greedy, shift_right, write
 from .encoder import EncoderConfig, count_parameters, parse_encoder_config
 from .mlm import eval_mode, load_model, mlm_metrics, mlm_summary
-from .packing import Layout, TokenStore, build_store, epoch_order, in_memory_store, prefetch
+from .packing import Layout, epoch_order, prefetch
+from .token_store import TokenStore, build_store, in_memory_store
 from .training import Task, TrainConfig, fit
 
 # %% ../nbs/14_translation.ipynb #63782807
@@ -284,7 +285,7 @@ def _translate_batch(
         if beams == 1
         else beam_search(model, cache, limits, beams, alpha)[0]
     )
-    return dict(zip(batch.index.tolist(), ids))
+    return dict(zip(batch.sentence_ids.tolist(), ids))
 
 
 def translate(

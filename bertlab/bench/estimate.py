@@ -17,7 +17,8 @@ from torch import nn
 from .goals import training_rows
 from .training import batch_flops
 from ..core.files import BertlabError, read_json
-from ..pretraining import MODELS, PretrainConfig, prepare_data
+from ..pretraining import MODELS, PretrainConfig
+from ..token_store import prepare_data
 
 # %% ../../nbs/bench/03_estimate.ipynb #85eea4a9
 @dataclass(frozen=True)

@@ -43,8 +43,9 @@ from ..encoder import Encoder, EncoderConfig
 from ..finetuning import FeatureCache, FinetuneConfig, FinetuneTask, build_classifier
 from ..masking import mask_batch
 from ..mlm import MaskedLM, mlm_loss, mlm_metrics
-from ..packing import TokenStore, build_store, in_memory_store
-from ..pretraining import PretrainConfig, prepare_data
+from ..token_store import TokenStore, build_store, in_memory_store
+from ..pretraining import PretrainConfig
+from ..token_store import prepare_data
 from ..text_cnn import HeadConfig
 from ..training import TrainConfig, fit, make_optimizers
 

@@ -27,8 +27,10 @@ from ..core.files import BertlabError
 from ..encoder import EncoderConfig
 from ..masking import MaskedBatch
 from ..mlm import MaskedLM
-from ..packing import Layout, TokenStore, epoch_order, prefetch
-from ..pretraining import MLMTask, PretrainConfig, PretrainData, TorchLM, prepare_data
+from ..packing import Layout, epoch_order, prefetch
+from ..token_store import TokenStore
+from ..pretraining import MLMTask, PretrainConfig, TorchLM
+from ..token_store import PretrainData, prepare_data
 from ..training import OutOfMemoryError, TrainConfig, fit
 
 # %% ../../nbs/bench/01_training.ipynb #02b95121

@@ -175,9 +175,9 @@ def _read_document(line: str) -> tuple[str, str] | None:
     "The text and the subset of one line of the Pile, or None if it is not such a line."
     try:
         document = json.loads(line)
-        text, meta = document["text"], document.get("meta") or {}
-        return (text, meta.get("pile_set_name", "")) if isinstance(text, str) else None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        text = next(document[key] for key in TEXT_KEYS if isinstance(document.get(key), str))
+        return text, _subset_name(document.get("meta") or document.get("metadata") or document)
+    except (ValueError, AttributeError, StopIteration, RecursionError):
         return None
 
 # %% ../../nbs/data/03_readers.ipynb #310d6059
@@ -188,22 +188,27 @@ def read_pile(
 ) -> Iterator[tuple[str, str]]:  # sentence, subset
     "Stream the sentences of the Pile; what cannot be read is counted, and reading goes on."
     skipped = SkipCounts() if skipped is None else skipped
-    subsets, met = None if subsets is None else set(subsets), Counter()
-    for path in _files(paths, FILE_SUFFIXES["pile"]):
+    subsets, seen_subsets = None if subsets is None else set(subsets), Counter()
+    files, line = corpus_files(paths, FILE_SUFFIXES["pile"]), ""
+    for path in files:
         for row, line in read_lines(path, skipped):
             document = _read_document(line)
             if document is None:
                 skipped.add("not a document of the Pile", path, row)
                 continue
-            met[document[1]] += 1
+            seen_subsets[document[1]] += 1
             if subsets is None or document[1] in subsets:
                 for sentence in split_sentences(document[0]):
                     yield sentence, document[1]
-    if subsets and not subsets & set(met):
+    if not seen_subsets:
+        problem = f"holds no document: no line is JSON with a text under {', '.join(TEXT_KEYS)}"
+        raise BertlabError(f"{problem}; the last begins {line[:60]!r}", files[0], hint="Rename the key of the text")
+    if subsets and not subsets & set(seen_subsets):
+        known = ", ".join(sorted(filter(None, seen_subsets)))
         raise BertlabError(
             f"there is no document of {', '.join(sorted(subsets))}",
-            _first(paths),
-            hint=f"Choose from {', '.join(sorted(filter(None, met))) or 'all: these documents name no subset'}",
+            files[0].parent if len(files) > 1 else files[0],
+            hint=f"Choose from {known}" if known else "Leave out subsets: these documents name none",
         )
 
 # %% ../../nbs/data/03_readers.ipynb #e304449d

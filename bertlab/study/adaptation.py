@@ -21,7 +21,7 @@ from ..data.text import assign_split, normalize
 from ..encoder import count_parameters
 from ..masking import MaskingConfig
 from ..mlm import load_model, save_model
-from ..packing import in_memory_store
+from ..token_store import in_memory_store
 from ..pretraining import MLMTask, PretrainConfig
 from ..training import TrainConfig, fit
 

@@ -29,7 +29,8 @@ from bertlab.evaluation import (
 )
 from ..finetuning import FinetuneConfig, finetune, save_classifier
 from ..mlm import fill_mask, load_model
-from ..pretraining import PretrainConfig, prepare_data, pretrain
+from ..pretraining import PretrainConfig, pretrain
+from ..token_store import prepare_data
 from ..text_cnn import HeadConfig
 from ..training import TrainConfig
 

@@ -34,7 +34,8 @@ from ..core.records import default_device, records_dir, run_record
 from ..evaluation import holdout, read_labeled
 from ..finetuning import FeatureCache, FinetuneConfig, finetune
 from ..mlm import load_model
-from ..pretraining import MODELS, MLMTask, PretrainConfig, prepare_data
+from ..pretraining import MODELS, MLMTask, PretrainConfig
+from ..token_store import prepare_data
 from .scales import SCALES, at_scale
 from .trials import FINETUNE_GRID, PILE_SEARCH_SPACE, ROWS, SWISH_CONFIG, LogUniform, Row
 from ..text_cnn import HeadConfig

@@ -1,0 +1,232 @@
+"The token store: what it holds, and what must survive a kill, a full disk and damage."
+
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bertlab import token_store
+from bertlab.bpe import UNK_ID, train_tokenizer
+from bertlab.core.files import BertlabError
+from bertlab.core.saving import save_tokenizer
+from bertlab.token_store import TokenStore, build_store, in_memory_store
+
+SENTENCES = [
+    f"sentence number {i} has {'many ' * (i % 9)}words and 한국어 {i * 37 % 101}" for i in range(4000)
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(SENTENCES[:500], 50)
+
+
+@pytest.fixture
+def small_steps(monkeypatch):
+    monkeypatch.setattr(token_store, "CHUNK_CHARS", 2**11)
+    monkeypatch.setattr(token_store, "CHECKPOINT_EVERY_CHUNKS", 2)
+
+
+def rows(store):
+    return [store.ids[a:b].tolist() for a, b in zip(store.offsets, store.offsets[1:])]
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.lists(
+        st.sampled_from(["", " ", "many words", "한국어", "龍", *SENTENCES[:5]]), min_size=1, max_size=12
+    ),
+    st.integers(1, 12),
+)
+def test_a_store_holds_what_the_tokenizer_says(tokenizer, tmp_path_factory, texts, max_len):
+    expected = [tokenizer.encode(text).ids[:max_len] for text in texts]
+    kept = [ids for ids in expected if ids]
+    folder = tmp_path_factory.mktemp("store")
+    if kept:
+        store = build_store(iter(texts), tokenizer, folder, max_len)
+        assert rows(store) == kept
+        assert (store.manifest["empty"], store.manifest["tokens"]) == (
+            len(texts) - len(kept),
+            sum(map(len, kept)),
+        )
+    else:
+        with pytest.raises(BertlabError, match="no sentence"):
+            build_store(iter(texts), tokenizer, folder, max_len)
+    assert rows(in_memory_store(texts, tokenizer, max_len)) == [ids or [UNK_ID] for ids in expected]
+
+
+def test_a_sentence_of_a_million_tokens(tokenizer, tmp_path):
+    store = build_store(["short", "many " * 1_000_000, "end"], tokenizer, tmp_path / "store")
+    assert np.diff(store.offsets).max() == 256 and store.manifest["truncated"] == 1 and len(store) == 3
+
+
+def test_only_unknown_characters(tokenizer, tmp_path):
+    store = build_store(["龍龜", "鳳"], tokenizer, tmp_path / "store")
+    assert store.manifest["unknown"] == 3 and len(store) == 2
+
+
+def test_wide_ids_beyond_two_bytes(tokenizer):
+    assert token_store.ids_dtype(65_536).itemsize == 2 and token_store.ids_dtype(65_537).itemsize == 4
+    assert token_store.ids_dtype(70_000).type(69_999) == 69_999
+
+
+BUILD = """
+import sys, time
+from bertlab import token_store
+from bertlab.bpe import load_tokenizer
+token_store.CHUNK_CHARS, token_store.CHECKPOINT_EVERY_CHUNKS = 2**11, 2
+sentences = [
+    f"sentence number {i} has {'many ' * (i % 9)}words and 한국어 {i * 37 % 101}" for i in range(4000)
+]
+
+def slow():
+    for i, sentence in enumerate(sentences):
+        if i % 50 == 0:
+            print(i, flush=True)
+            time.sleep(float(sys.argv[3]))
+        yield sentence
+
+token_store.build_store(slow(), load_tokenizer(sys.argv[1]), sys.argv[2], meta={"corpus": "test"})
+"""
+
+
+def test_killed_and_resumed(tokenizer, tmp_path):
+    "kill -9 at some point, twice; then the store is the same to the last byte."
+    save_tokenizer(tokenizer, tmp_path / "tokenizer.json")
+    args = [sys.executable, "-c", BUILD, str(tmp_path / "tokenizer.json"), str(tmp_path / "store")]
+    env = os.environ | {"TQDM_DISABLE": "1"}
+    for kill_at in (900, 2800):
+        with subprocess.Popen([*args, "0.01"], stdout=subprocess.PIPE, text=True, env=env) as process:
+            for line in process.stdout:
+                if int(line) >= kill_at:
+                    process.send_signal(signal.SIGKILL)
+                    break
+        assert process.returncode == -signal.SIGKILL
+        assert (tmp_path / "store" / "progress.json").is_file()
+        with pytest.raises(BertlabError, match="not finished"):
+            TokenStore.open(tmp_path / "store")
+    assert (
+        token_store.read_json(tmp_path / "store" / "progress.json")["read"] > 2000
+    )  # the work of the killed ones was kept
+    subprocess.run([*args, "0"], check=True, capture_output=True, env=env)
+    resumed = TokenStore.open(tmp_path / "store", tokenizer)
+    whole = build_store(SENTENCES, tokenizer, tmp_path / "whole")
+    assert resumed.manifest["sha256"] == whole.manifest["sha256"]
+    assert not (tmp_path / "store" / "progress.json").exists()
+
+
+def test_another_corpus_or_setting_starts_anew(tokenizer, tmp_path, small_steps):
+    def breaks():
+        yield from SENTENCES[:2000]
+        raise RuntimeError("the reader stopped")
+
+    for meta, max_len in [({"corpus": "b"}, 256), ({"corpus": "a"}, 10), (None, 256)]:
+        with pytest.raises(RuntimeError, match="the reader stopped"):
+            build_store(breaks(), tokenizer, tmp_path / "store", meta={"corpus": "a"})
+        store = build_store(SENTENCES[:7], tokenizer, tmp_path / "store", max_len, meta)
+        assert rows(store) == [tokenizer.encode(s).ids[:max_len] for s in SENTENCES[:7]]
+
+
+def test_an_open_store_survives_its_successor(tokenizer, tmp_path):
+    old = build_store(SENTENCES[:50], tokenizer, tmp_path / "store", meta={"corpus": 1})
+    before = rows(old)
+    new = build_store(SENTENCES[50:53], tokenizer, tmp_path / "store", meta={"corpus": 2})
+    assert rows(old) == before and len(new) == 3
+
+
+FULL_DISK = """
+import resource, sys
+from bertlab.bpe import load_tokenizer
+from bertlab.core.files import BertlabError
+from bertlab import token_store
+token_store.CHUNK_CHARS, token_store.CHECKPOINT_EVERY_CHUNKS = 2**11, 2
+sentences = [
+    f"sentence number {i} has {'many ' * (i % 9)}words and 한국어 {i * 37 % 101}" for i in range(4000)
+]
+tokenizer = load_tokenizer(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+try:
+    token_store.build_store(sentences, tokenizer, sys.argv[2], meta={"corpus": "test"})
+except BertlabError as e:
+    print("told:", e)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+print("kept:", token_store.read_json(sys.argv[2] + "/progress.json")["read"])
+token_store.build_store(sentences, tokenizer, sys.argv[2], meta={"corpus": "test"})
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs resource limits")
+def test_a_full_disk_is_told_and_later_gone_on_from(tokenizer, tmp_path):
+    save_tokenizer(tokenizer, tmp_path / "tokenizer.json")
+    args = [sys.executable, "-c", FULL_DISK, str(tmp_path / "tokenizer.json"), str(tmp_path / "store")]
+    out = subprocess.run(
+        args, check=True, capture_output=True, text=True, env=os.environ | {"TQDM_DISABLE": "1"}
+    ).stdout
+    assert "told:" in out and "cannot be written" in out and int(out.split("kept:")[1]) > 0
+    whole = build_store(SENTENCES, tokenizer, tmp_path / "whole")
+    assert TokenStore.open(tmp_path / "store").manifest["sha256"] == whole.manifest["sha256"]
+
+
+def test_a_folder_that_cannot_be_written(tokenizer, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(BertlabError, match="cannot be written"):
+        build_store(SENTENCES[:3], tokenizer, tmp_path / "file" / "store")
+
+
+@pytest.mark.parametrize("name", token_store.FILES)
+@pytest.mark.parametrize(
+    "damage, says",
+    [
+        (lambda data: data[:-1], "bytes"),
+        (lambda data: data + b"\0", "bytes"),
+        (lambda data: data[:9] + bytes([data[9] ^ 1]) + data[10:], "checksum"),
+        (None, "bytes"),
+    ],
+)
+def test_damage_is_found(tokenizer, tmp_path, name, damage, says):
+    build_store(SENTENCES[:50], tokenizer, tmp_path / "store")
+    path = tmp_path / "store" / name
+    path.write_bytes(damage(path.read_bytes())) if damage else path.unlink()
+    with pytest.raises(BertlabError, match=says) as caught:
+        TokenStore.open(tmp_path / "store")
+    assert str(path) in str(caught.value) and "made again" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    ["{}", "[]", '{"dtype": "<u2"}', '{"dtype": "nonsense", "tokens": 1, "sentences": 1}', '{"dtype"'],
+)
+def test_a_damaged_manifest_is_named(tokenizer, tmp_path, manifest):
+    build_store(SENTENCES[:5], tokenizer, tmp_path / "store")
+    (tmp_path / "store" / "manifest.json").write_text(manifest)
+    with pytest.raises(BertlabError, match=r"manifest\.json"):
+        TokenStore.open(tmp_path / "store")
+
+
+def test_a_store_of_another_tokenizer_is_refused(tokenizer, tmp_path):
+    build_store(SENTENCES[:50], tokenizer, tmp_path / "store", meta={"corpus": 1})
+    other = train_tokenizer(SENTENCES[:500], 51)
+    with pytest.raises(BertlabError, match="another tokenizer"):
+        TokenStore.open(tmp_path / "store", tokenizer=other)
+    assert not build_store(SENTENCES[:50], other, tmp_path / "store", meta={"corpus": 1}).reused
+
+
+class Corpus:
+    name, fingerprint = "test", "0123"
+
+    def __iter__(self):
+        return ((sentence, "en") for sentence in [*SENTENCES, *SENTENCES[:1000]])
+
+
+def test_copies_stay_on_one_side(tokenizer, tmp_path, small_steps):
+    stores = token_store.prepare_stores(Corpus(), tokenizer, tmp_path)
+    train, valid = ({tuple(ids) for ids in rows(stores[name])} for name in ("train", "valid"))
+    assert not train & valid and len(stores["train"]) + len(stores["valid"]) == 5000
+    assert 0.07 < len(stores["valid"]) / 5000 < 0.13
+    assert all(store.reused for store in token_store.prepare_stores(Corpus(), tokenizer, tmp_path).values())
+    assert not token_store.prepare_stores(Corpus(), tokenizer, tmp_path, seed=1)["train"].reused
