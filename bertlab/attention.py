@@ -25,8 +25,8 @@ def scaled_dot_product_attention(
     q: Tensor,  # queries [..., i, d]
     k: Tensor,  # keys [..., j, d]
     v: Tensor,  # values [..., j, d]
-    mask: Tensor | None = None,  # bool, broadcast to [..., i, j]: True where query i may look at key j
-    dropout: float = 0.0,  # share of the weights set to zero; the rest grow to make up for it
+    mask: Tensor | None = None,  # bool, broadcast to [..., i, j]: True where query i may attend to key j
+    dropout: float = 0.0,  # fraction of the weights set to zero; the others are scaled up to compensate
 ) -> tuple[Tensor, Tensor]:  # output [..., i, d] and weights [..., i, j]
     "Attention as in the paper, with every weight at hand."
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
@@ -40,12 +40,12 @@ def packed_attention_reference(
     q: Tensor,  # queries [t, h, dk]
     k: Tensor,  # keys [u, h, dk]
     v: Tensor,  # values [u, h, dk]
-    layout_q: Layout,  # the sentences that ask, [t]
-    layout_k: Layout,  # the sentences that are looked at, [u]
-    causal: bool = False,  # a token sees only itself and those before it
-    dropout: float = 0.0,  # share of the weights set to zero
-) -> tuple[Tensor, list[Tensor]]:  # output [t, h, dk] and, a sentence, weights [h, i, j]
-    "Attention inside each sentence, one sentence after the other: slow, and plainly right."
+    layout_q: Layout,  # layout of the query sequences, [t]
+    layout_k: Layout,  # layout of the key sequences, [u]
+    causal: bool = False,  # a token attends only to itself and to those before it
+    dropout: float = 0.0,  # fraction of the weights set to zero
+) -> tuple[Tensor, list[Tensor]]:  # output [t, h, dk] and, per sequence, weights [h, i, j]
+    "Attention inside each sequence, one sequence after the other: slow, and plainly right."
     outs, maps = [], []
     parts = [x.split(layout.lengths.tolist()) for x, layout in ((q, layout_q), (k, layout_k), (v, layout_k))]
     for a, b, c in zip(*parts):
@@ -58,149 +58,143 @@ def packed_attention_reference(
 # %% ../nbs/05_attention.ipynb #78cd6e3c
 @dataclass(frozen=True)
 class LengthBucket:
-    "Neighbouring sentences that one call attends to side by side: equally long, or padded."
+    "Neighbouring sequences that share one call: equally long, or padded to a block."
 
-    n: int  # sentences
-    len_q: int  # tokens of each on the asking side
-    len_k: int  # tokens of each on the side looked at
-    pad_q: Tensor | None = (
-        None  # int64 [n * len_q], the row of each place; gaps point one past the end; None: no gaps
-    )
-    pad_k: Tensor | None = None  # int64 [n * len_k], likewise
-    keep: Tensor | None = None  # int64 [t], the places that hold a query
+    n: int  # sequences
+    len_q: int  # queries per sequence
+    len_k: int  # keys per sequence
+    query_index: Tensor | None = None  # int64 [n * len_q], flat row of each place; pads: one past the last row
+    key_index: Tensor | None = None  # int64 [n * len_k], likewise; both None when nothing is padded
+    unpad_index: Tensor | None = None  # int64 [t], the place of each query in the padded block
     mask: Tensor | None = None  # bool [n, 1, 1, len_k], True where there is a key
 
 # %% ../nbs/05_attention.ipynb #059597a3
 @dataclass(frozen=True)
 class AttentionPlan:
-    "How a batch is cut into groups: made once a batch, used by all layers."
+    "How a batch is cut into groups: made once per batch, used by all layers."
 
     groups: list[LengthBucket]
-    sizes_q: list[int]  # tokens of each group on the asking side
-    sizes_k: list[int]  # and on the side looked at
-    order_q: Tensor | None = (
-        None  # int64 [t], brings equally long sentences together; None: they are together
-    )
-    order_k: Tensor | None = None  # int64 [u], likewise
-    back: Tensor | None = None  # int64 [t], undoes order_q
+    sizes_q: list[int]  # queries of each group
+    sizes_k: list[int]  # keys of each group
+    sort_q: Tensor | None = None  # int64 [t], brings equally long sequences together; None: they are together
+    sort_k: Tensor | None = None  # int64 [u], likewise
+    unsort: Tensor | None = None  # int64 [t], undoes sort_q
 
 # %% ../nbs/05_attention.ipynb #2498b9f9
-def _token_order(
-    offsets: np.ndarray,  # int64 [s+1], where the sentences begin
-    order: np.ndarray,  # int64 [s], the order in which they shall stand
+def _sort_index(
+    offsets: np.ndarray,  # int64 [s+1], where the sequences begin
+    order: np.ndarray,  # int64 [s], their new order
 ) -> Tensor:  # int64 [t]
-    "The order of tokens that follows from an order of sentences."
+    "The order of tokens that follows from an order of sequences."
     lengths = np.diff(offsets)[order]
     shift = offsets[:-1][order] - (np.cumsum(lengths) - lengths)
     return torch.from_numpy(np.repeat(shift, lengths) + np.arange(offsets[-1]))
 
 # %% ../nbs/05_attention.ipynb #3062cf81
 def bucketed_plan(
-    layout_q: Layout,  # the sentences that ask, on the CPU
-    layout_k: Layout,  # the sentences that are looked at, on the CPU
+    layout_q: Layout,  # layout of the query sequences, on the CPU
+    layout_k: Layout,  # layout of the key sequences, on the CPU
 ) -> AttentionPlan:
-    "Groups of equally long sentences: no gaps anywhere, and a batch that comes sorted is not moved."
+    "Groups of equally long sequences: no padding at all, and a batch that comes sorted is not moved."
     offsets = [x.offsets.numpy() for x in (layout_q, layout_k)]
     lengths = np.stack([np.diff(x) for x in offsets])
     order = np.lexsort(lengths)
     moved = not np.array_equal(order, np.arange(len(order)))
-    order_q, order_k = (_token_order(x, order) if moved else None for x in offsets)
+    sort_q, sort_k = (_sort_index(x, order) if moved else None for x in offsets)
     lengths = lengths[:, order]
     starts = np.flatnonzero(np.diff(lengths, prepend=-1).any(axis=0))
     counts = np.diff(starts, append=len(order)).tolist()
     groups = [LengthBucket(n, i, j) for n, (i, j) in zip(counts, lengths[:, starts].T.tolist())]
     sizes_q, sizes_k = [g.n * g.len_q for g in groups], [g.n * g.len_k for g in groups]
-    return AttentionPlan(groups, sizes_q, sizes_k, order_q, order_k, order_q.argsort() if moved else None)
+    return AttentionPlan(groups, sizes_q, sizes_k, sort_q, sort_k, sort_q.argsort() if moved else None)
 
 # %% ../nbs/05_attention.ipynb #5c965f1c
-def _pad_index(layout: Layout) -> tuple[Tensor, Tensor]:  # int64 [s, longest], bool [s, longest]
-    "The row that stands at each place of a padded block (gaps: one past the end), and where there is a token."
-    place = torch.arange(layout.max_seqlen, device=layout.offsets.device)
-    mask = place < layout.lengths[:, None]
-    return torch.where(mask, layout.offsets[:-1, None] + place, layout.n_tokens), mask
-
-# %% ../nbs/05_attention.ipynb #9a1d2f5f
 def padded_plan(
-    layout_q: Layout,  # the sentences that ask
-    layout_k: Layout,  # the sentences that are looked at
+    layout_q: Layout,  # layout of the query sequences
+    layout_k: Layout,  # layout of the key sequences
 ) -> AttentionPlan:
     "One group, padded to the longest: made on the device, without waiting for a single number from it."
-    pad_q, _ = _pad_index(layout_q)
-    pad_k, mask = _pad_index(layout_k)
-    mask[:, :1] = True  # who has nothing to look at looks at a gap, which is zero
-    keep = layout_q.segment_ids * layout_q.max_seqlen + layout_q.position_ids
+    rows_q, real_q = layout_q.pad_index
+    rows_k, real_k = layout_k.pad_index
+    query_index = torch.where(real_q, rows_q, layout_q.n_tokens).flatten()
+    key_index = torch.where(real_k, rows_k, layout_k.n_tokens).flatten()
+    mask = real_k.clone()
+    mask[:, :1] = True  # a sequence without keys attends to a pad, which is zero
+    segment = layout_q.segment_ids
+    in_sequence = torch.arange(layout_q.n_tokens, device=segment.device) - layout_q.offsets[segment]
+    unpad_index = segment * layout_q.max_seqlen + in_sequence
     group = LengthBucket(
-        *pad_q.shape, layout_k.max_seqlen, pad_q.flatten(), pad_k.flatten(), keep, mask[:, None, None]
+        *rows_q.shape, layout_k.max_seqlen, query_index, key_index, unpad_index, mask[:, None, None]
     )
     return AttentionPlan([group], [layout_q.n_tokens], [layout_k.n_tokens])
 
-# %% ../nbs/05_attention.ipynb #fd90beb3
+# %% ../nbs/05_attention.ipynb #9a1d2f5f
 def attention_plan(
-    layout_q: Layout,  # the sentences that ask
-    layout_k: Layout,  # the sentences that are looked at
+    layout_q: Layout,  # layout of the query sequences
+    layout_k: Layout,  # layout of the key sequences
 ) -> AttentionPlan:
     "The plan for two layouts; it is kept on the first, so that all layers share it."
     plans = layout_q.__dict__.setdefault("attention_plans", {})
     key = None if layout_k is layout_q else layout_k  # a layout that held itself would outlive its batch
     if key not in plans:
         if len(layout_q) != len(layout_k):
-            raise BertlabError(
-                f"{len(layout_q)} sentences cannot look at {len(layout_k)}", hint="Give each sentence its own"
-            )
+            problem = f"{len(layout_q)} query sequences cannot attend to {len(layout_k)} key sequences"
+            raise BertlabError(problem, hint="Give one key sequence for each query sequence")
         on_host = layout_q.offsets.device.type == "cpu"
         plans[key] = (bucketed_plan if on_host else padded_plan)(layout_q, layout_k)
     return plans[key]
 
-# %% ../nbs/05_attention.ipynb #bd9ef3b2
-def _attend(group: LengthBucket, q: Tensor, k: Tensor, v: Tensor, causal: bool, dropout: float) -> Tensor:
-    "Attention inside the sentences of one group: [its queries, h, dk]."
-    if not group.len_q or not group.len_k:
-        return torch.zeros_like(q)  # nobody asks, or there is nothing to look at
-    if group.keep is not None:
-        pad = lambda x, index: F.pad(x, (0, 0, 0, 0, 0, 1)).index_select(0, index)
-        q, k, v = pad(q, group.pad_q), pad(k, group.pad_k), pad(v, group.pad_k)
-    block = lambda x, length: x.view(group.n, length, *x.shape[1:]).transpose(1, 2)
-    q, k, v = block(q, group.len_q), block(k, group.len_k), block(v, group.len_k)
-    mask = None if causal else group.mask  # gaps are at the end: who looks only back never sees them
-    out = (
-        F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal).transpose(1, 2).flatten(0, 1)
-    )
-    return out if group.keep is None else out.index_select(0, group.keep)
+# %% ../nbs/05_attention.ipynb #757e1057
+def _to_block(x: Tensor, n: int, length: int, index: Tensor | None) -> Tensor:  # -> [n, h, length, dk]
+    "The flat rows [rows, h, dk] as a block of sequences, padded if there is an index."
+    if index is not None:
+        x = F.pad(x, (0, 0, 0, 0, 0, 1)).index_select(0, index)
+    return x.view(n, length, *x.shape[1:]).transpose(1, 2)
 
-# %% ../nbs/05_attention.ipynb #0ffce13c
+
+def _attend(group: LengthBucket, q: Tensor, k: Tensor, v: Tensor, causal: bool, dropout: float) -> Tensor:
+    "Attention inside the sequences of one group: [its queries, h, dk]."
+    if not group.len_q or not group.len_k:
+        return torch.zeros_like(q)  # no queries, or no keys
+    q = _to_block(q, group.n, group.len_q, group.query_index)  # [n, h, len_q, dk]
+    k, v = (_to_block(x, group.n, group.len_k, group.key_index) for x in (k, v))  # [n, h, len_k, dk]
+    mask = None if causal else group.mask  # pads are at the end, where a causal query does not look
+    out = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal)
+    out = out.transpose(1, 2).flatten(0, 1)
+    return out if group.unpad_index is None else out.index_select(0, group.unpad_index)
+
+# %% ../nbs/05_attention.ipynb #bd9ef3b2
 def bucketed_attention(
     q: Tensor,  # queries [t, h, dk]
     k: Tensor,  # keys [u, h, dk]
     v: Tensor,  # values [u, h, dk]
-    plan: AttentionPlan,  # who stands side by side
-    causal: bool = False,  # a token sees only itself and those before it
-    dropout: float = 0.0,  # share of the weights set to zero
+    plan: AttentionPlan,  # the groups
+    causal: bool = False,  # a token attends only to itself and to those before it
+    dropout: float = 0.0,  # fraction of the weights set to zero
 ) -> Tensor:  # [t, h, dk]
-    "Attention by a plan, one call of torch's `scaled_dot_product_attention` a group."
-    if plan.order_q is not None:
-        q, k, v = (
-            q.index_select(0, plan.order_q),
-            k.index_select(0, plan.order_k),
-            v.index_select(0, plan.order_k),
-        )
+    "Attention by a plan: one call of torch's `scaled_dot_product_attention` per group."
+    if plan.sort_q is not None:
+        q = q.index_select(0, plan.sort_q)
+        k, v = k.index_select(0, plan.sort_k), v.index_select(0, plan.sort_k)
     parts = zip(plan.groups, q.split(plan.sizes_q), k.split(plan.sizes_k), v.split(plan.sizes_k))
     out = torch.cat([q[:0], *(_attend(*part, causal, dropout) for part in parts)])
-    return out if plan.back is None else out.index_select(0, plan.back)
+    return out if plan.unsort is None else out.index_select(0, plan.unsort)
 
-# %% ../nbs/05_attention.ipynb #8e4c8c5b
+# %% ../nbs/05_attention.ipynb #eeb9fd72
 def _supports_varlen(q: Tensor, dropout: float) -> bool:
     "Whether torch's variable-length kernel can do it: on CUDA, in half precision, without dropout."
     ready = q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and torch.__version__ >= (2, 10)
     if ready and dropout:
         warnings.warn(
-            "attention dropout is above 0, which the variable-length kernel cannot do: padded attention runs in its place, slower",
+            "attention dropout is above 0, which the variable-length kernel cannot do: "
+            "padded attention runs in its place, slower",
             stacklevel=2,
         )
     return ready and not dropout
 
-# %% ../nbs/05_attention.ipynb #640bb4a7
+# %% ../nbs/05_attention.ipynb #8e4c8c5c
 def _int32_offsets(layout: Layout) -> Tensor:
-    "The offsets as the kernel wants them, made once a batch."
+    "The offsets as the kernel takes them (its `cu_seqlens`), made once per batch."
     if "int32_offsets" not in layout.__dict__:
         layout.int32_offsets = layout.offsets.int()
     return layout.int32_offsets
@@ -219,17 +213,17 @@ def _attend_varlen(
     cu = [_int32_offsets(x) for x in (layout_q, layout_k)]
     return varlen_attn(q, k, v, *cu, layout_q.max_seqlen, layout_k.max_seqlen, **how)
 
-# %% ../nbs/05_attention.ipynb #2e7a7e78
+# %% ../nbs/05_attention.ipynb #1a6e5a95
 def packed_attention(
     q: Tensor,  # queries [t, h, dk]
     k: Tensor,  # keys [u, h, dk]
     v: Tensor,  # values [u, h, dk]
-    layout_q: Layout,  # the sentences that ask, [t]
-    layout_k: Layout,  # the sentences that are looked at, [u]
-    causal: bool = False,  # a token sees only itself and those before it
-    dropout: float = 0.0,  # share of the weights set to zero
+    layout_q: Layout,  # layout of the query sequences, [t]
+    layout_k: Layout,  # layout of the key sequences, [u]
+    causal: bool = False,  # a token attends only to itself and to those before it
+    dropout: float = 0.0,  # fraction of the weights set to zero
 ) -> Tensor:  # [t, h, dk]
-    "Attention inside each sentence of a packed batch, the fast way."
+    "Attention inside each sequence of a packed batch, on the fastest backend for device, dtype and dropout."
     if causal and layout_k is not layout_q:
         raise BertlabError("only self-attention can be causal", hint="Give the same layout twice")
     if _supports_varlen(q, dropout):
@@ -237,34 +231,34 @@ def packed_attention(
     plan = attention_plan(layout_q, layout_k)
     if q.is_cuda:
         return bucketed_attention(q, k, v, plan, causal, dropout)
-    single = torch.promote_types(q.dtype, torch.float32)
+    fp32 = torch.promote_types(q.dtype, torch.float32)  # float64 stays
     with torch.autocast("cpu", enabled=False):  # on the CPU the half-precision kernel is the slower one
-        return bucketed_attention(q.to(single), k.to(single), v.to(single), plan, causal, dropout).to(q.dtype)
+        return bucketed_attention(q.to(fp32), k.to(fp32), v.to(fp32), plan, causal, dropout).to(q.dtype)
 
-# %% ../nbs/05_attention.ipynb #45bac448
+# %% ../nbs/05_attention.ipynb #2e7a7e78
 def packed_self_attention(
     qkv: Tensor,  # queries, keys and values [t, 3, h, dk]
-    layout: Layout,  # their sentences
-    causal: bool = False,  # a token sees only itself and those before it
-    dropout: float = 0.0,  # share of the weights set to zero
+    layout: Layout,  # their layout
+    causal: bool = False,  # a token attends only to itself and to those before it
+    dropout: float = 0.0,  # fraction of the weights set to zero
 ) -> Tensor:  # [t, h, dk]
-    "The same where all three come from the same tokens, in one tensor."
-    wide = (
-        qkv if qkv.is_cuda else qkv.to(torch.promote_types(qkv.dtype, torch.float32))
-    )  # one copy instead of three
-    return packed_attention(*wide.unbind(1), layout, layout, causal, dropout).to(qkv.dtype)
+    "Self-attention, with queries, keys and values in one tensor."
+    qkv_fp32 = qkv
+    if not qkv.is_cuda:  # one copy instead of three
+        qkv_fp32 = qkv.to(torch.promote_types(qkv.dtype, torch.float32))
+    return packed_attention(*qkv_fp32.unbind(1), layout, layout, causal, dropout).to(qkv.dtype)
 
-# %% ../nbs/05_attention.ipynb #6d5b75e3
+# %% ../nbs/05_attention.ipynb #4f3e5a9f
 def select_layout(
-    layout: Layout,  # the sentences
-    rows: Tensor,  # int64 [m], ascending: some of their tokens
+    layout: Layout,  # of t tokens
+    select: Tensor,  # int64 [m], ascending: some of those tokens
 ) -> Layout:  # of m tokens
-    "How many of these tokens each sentence holds, as a layout of their own."
-    if rows.device.type == "cpu" and bool((rows.diff() < 0).any()):
-        raise BertlabError("the rows are not in ascending order", hint="Sort them")
-    return Layout(torch.searchsorted(rows, layout.offsets), min(layout.max_seqlen, len(rows)), len(rows))
+    "The layout of some tokens of a packed batch: how many of them each sequence holds."
+    if select.device.type == "cpu" and bool((select.diff() < 0).any()):
+        raise BertlabError("the selected rows are not in ascending order", hint="Sort them")
+    return Layout(torch.searchsorted(select, layout.offsets), min(layout.max_seqlen, len(select)), len(select))
 
-# %% ../nbs/05_attention.ipynb #af540ff9
+# %% ../nbs/05_attention.ipynb #69f7e2dd
 class MultiHeadAttention(nn.Module):
     "Several attentions side by side; parameters have the names and shapes of `nn.MultiheadAttention`."
 
@@ -276,9 +270,8 @@ class MultiHeadAttention(nn.Module):
     ):
         super().__init__()
         if d_model % heads:
-            raise BertlabError(
-                f"d_model {d_model} cannot be shared among {heads} heads", hint="Choose a multiple"
-            )
+            problem = f"d_model {d_model} cannot be divided among {heads} heads"
+            raise BertlabError(problem, hint="Choose a multiple")
         self.d_model, self.heads, self.dropout = d_model, heads, dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * d_model, d_model))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * d_model))
@@ -295,22 +288,22 @@ class MultiHeadAttention(nn.Module):
 
     def forward(
         self,
-        x: Tensor,  # tokens that ask [t, d]
-        layout: Layout,  # their sentences
-        memory: Tensor | None = None,  # tokens that are looked at [u, d]; without: x itself
-        memory_layout: Layout | None = None,  # their sentences
-        causal: bool = False,  # a token sees only itself and those before it
-        rows: Tensor | None = None,  # int64 [m], ascending: only these tokens' results are wanted
+        x: Tensor,  # query tokens [t, d]
+        layout: Layout,  # their layout
+        memory: Tensor | None = None,  # key and value tokens [u, d]; None: x itself
+        memory_layout: Layout | None = None,  # their layout
+        causal: bool = False,  # a token attends only to itself and to those before it
+        select: Tensor | None = None,  # int64 [m], ascending: compute only these rows of the output
     ) -> Tensor:  # [t, d], or [m, d]
-        "What each token gathers from the tokens of its sentence."
+        "Multi-head attention inside each sequence."
         dropout = self.dropout if self.training else 0.0
-        if memory is None and (rows is None or causal):
+        if memory is None and (select is None or causal):
             out = packed_self_attention(self.project(x, 0, 3), layout, causal, dropout)
-            out = out if rows is None else out.index_select(0, rows)
+            out = out if select is None else out.index_select(0, select)
         else:
             memory, memory_layout = (x, layout) if memory is None else (memory, memory_layout)
-            if rows is not None:
-                x, layout = x.index_select(0, rows), select_layout(layout, rows)
+            if select is not None:
+                x, layout = x.index_select(0, select), select_layout(layout, select)
             q, (k, v) = self.project(x, 0, 1).squeeze(1), self.project(memory, 1, 3).unbind(1)
             out = packed_attention(q, k, v, layout, memory_layout, causal, dropout)
         return self.out_proj(out.flatten(1))
@@ -318,13 +311,13 @@ class MultiHeadAttention(nn.Module):
     @torch.no_grad()
     def weights(
         self,
-        x: Tensor,  # tokens that ask [t, d]
-        layout: Layout,  # their sentences
-        memory: Tensor | None = None,  # tokens that are looked at [u, d]; without: x itself
-        memory_layout: Layout | None = None,  # their sentences
-        causal: bool = False,  # a token sees only itself and those before it
-    ) -> list[Tensor]:  # a sentence, [h, i, j]
-        "The attention weights of each sentence, for looking at."
+        x: Tensor,  # query tokens [t, d]
+        layout: Layout,  # their layout
+        memory: Tensor | None = None,  # key and value tokens [u, d]; None: x itself
+        memory_layout: Layout | None = None,  # their layout
+        causal: bool = False,  # a token attends only to itself and to those before it
+    ) -> list[Tensor]:  # per sequence, [h, i, j]
+        "The attention weights of each sequence, for inspection."
         memory, memory_layout = (x, layout) if memory is None else (memory, memory_layout)
         q, (k, v) = self.project(x, 0, 1).squeeze(1), self.project(memory, 1, 3).unbind(1)
         return packed_attention_reference(q, k, v, layout, memory_layout, causal)[1]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ACTIVATIONS', 'NORMS', 'MAX_LAYERS', 'MAX_TABLE', 'EncoderConfig', 'parse_encoder_config', 'sinusoidal_positions',
-           'FeedForward', 'EncoderLayer', 'Encoder', 'count_parameters', 'flops_per_token']
+           'FeedForward', 'EncoderLayer', 'Encoder', 'count_parameters', 'train_flops', 'train_flops_per_token']
 
 # %% ../nbs/06_encoder.ipynb #3cb92d11
 import math
@@ -30,15 +30,15 @@ MAX_LAYERS, MAX_TABLE = 1000, 2**28  # so that a config from elsewhere cannot as
 class EncoderConfig:
     "The shape of an encoder; `dataclasses.asdict` and `EncoderConfig(**d)` take it to JSON and back."
 
-    vocab_size: int = 0  # entries of the embedding table, v; 0: to be set from the tokenizer
-    d_model: int = 256  # width of a token, d
-    heads: int = 4  # attention heads, h
+    vocab_size: int = 0  # rows of the embedding table; 0: set from the tokenizer
+    d_model: int = 256  # width of the hidden states
+    heads: int = 4  # attention heads per layer; must divide d_model
     d_ff: int = 1024  # width inside the feed-forward
-    layers: int = 4
-    activation: str = "swish"  # "relu", "gelu" or "swish"
-    norm: str = "pre"  # "pre": x + f(LN(x)), as in the study; "post": LN(x + f(x)), as in BERT
-    dropout: float = 0.0  # on attention weights and inside the feed-forward; none on the residual
-    max_len: int = 256  # longest sentence, tokens
+    layers: int = 4  # number of layers
+    activation: str = "swish"  # activation of the feed-forward: relu, gelu or swish
+    norm: str = "pre"  # order of layer norms: pre, x + f(LN(x)), as in the study; post, LN(x + f(x)), as in BERT
+    dropout: float = 0.0  # probability of dropout on attention weights and inside the feed-forward
+    max_len: int = 256  # longest sentence, in tokens; the rest is cut off
 
     def __post_init__(self):
         for name in ("vocab_size", "d_model", "heads", "d_ff", "layers", "max_len"):
@@ -49,16 +49,13 @@ class EncoderConfig:
                     hint=f"It must be a whole number from {least}, and below 2**31",
                 )
         if self.layers > MAX_LAYERS or self.max_len * self.d_model > MAX_TABLE:
-            problem = (
-                f"layers {self.layers}, max_len {self.max_len}, d_model {self.d_model}: no machine holds that"
-            )
-            raise BertlabError(
-                problem, hint=f"Stay below {MAX_LAYERS} layers, and 2**28 numbers in the table of positions"
-            )
+            shape = f"layers {self.layers}, max_len {self.max_len}, d_model {self.d_model}"
+            problem = f"{shape}: no machine holds that"
+            hint = f"Stay below {MAX_LAYERS} layers, and 2**28 numbers in the table of positions"
+            raise BertlabError(problem, hint=hint)
         if self.d_model % self.heads:
-            raise BertlabError(
-                f"d_model {self.d_model} cannot be shared among {self.heads} heads", hint="Choose a multiple"
-            )
+            problem = f"d_model {self.d_model} cannot be divided among {self.heads} heads"
+            raise BertlabError(problem, hint="Choose a multiple")
         for name, known in (("activation", ACTIVATIONS), ("norm", NORMS)):
             if getattr(self, name) not in known:
                 raise BertlabError(
@@ -106,7 +103,7 @@ class FeedForward(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:  # [t, d] -> [t, d]
-        "Widen, bend, narrow."
+        "Expand, apply the activation, project back."
         return self.linear2(F.dropout(self.activation(self.linear1(x)), self.dropout, self.training))
 
 # %% ../nbs/06_encoder.ipynb #6fcab063
@@ -124,19 +121,19 @@ class EncoderLayer(nn.Module):
         self,
         x: Tensor,  # [t, d]
         layout: Layout,  # where the sentences lie
-        rows: Tensor | None = None,  # int64 [m], ascending: only these rows' results are wanted
+        select: Tensor | None = None,  # int64 [m], ascending: compute only these rows of the output
     ) -> Tensor:  # [t, d], or [m, d]
-        "One layer; with `rows`, nothing is computed for the others after attention."
-        kept = x if rows is None else x.index_select(0, rows)
+        "One layer; with `select`, nothing is computed for the other rows after attention."
+        residual = x if select is None else x.index_select(0, select)
         if self.pre:
-            x = kept + self.self_attn(self.norm1(x), layout, rows=rows)
+            x = residual + self.self_attn(self.norm1(x), layout, select=select)
             return x + self.ff(self.norm2(x))
-        x = self.norm1(kept + self.self_attn(x, layout, rows=rows))
+        x = self.norm1(residual + self.self_attn(x, layout, select=select))
         return self.norm2(x + self.ff(x))
 
 # %% ../nbs/06_encoder.ipynb #6f9bbc65
 class Encoder(nn.Module):
-    "Token ids in, one vector a token out."
+    "Token ids in, one vector per token out."
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
@@ -162,21 +159,20 @@ class Encoder(nn.Module):
 
     def forward(
         self,
-        ids: Tensor,  # int64 [t] token ids; or float [t, d] hidden states to go on from
+        ids: Tensor,  # int64 [t] token ids; or float [t, d] hidden states to continue from
         layout: Layout,  # where the sentences lie
-        rows: Tensor | None = None,  # int64 [m], ascending: only these rows' results are wanted
-        start: int = 0,  # first layer to run; hidden states are those before it
-        stop: int
-        | None = None,  # first layer not to run: returns the hidden states before it, without the final norm
+        select: Tensor | None = None,  # int64 [m], ascending: compute only these rows of the output
+        first_layer: int = 0,  # first layer to run; hidden states are those before it
+        end_layer: int | None = None,  # stop before this layer and leave out the final norm; None: run all
     ) -> Tensor:  # [t, d], or [m, d]
         "Encode a packed batch."
         x = ids if ids.is_floating_point() else self.embed(ids, layout)
-        layers = self.layers[start:stop]
+        layers = self.layers[first_layer:end_layer]
         for i, layer in enumerate(layers, 1):
-            x = layer(x, layout, rows if i == len(layers) else None)
-        if rows is not None and not layers:
-            x = x.index_select(0, rows)
-        return self.norm(x) if stop is None else x
+            x = layer(x, layout, select if i == len(layers) else None)
+        if select is not None and not layers:
+            x = x.index_select(0, select)
+        return self.norm(x) if end_layer is None else x
 
 # %% ../nbs/06_encoder.ipynb #e9e961d1
 def count_parameters(
@@ -186,11 +182,27 @@ def count_parameters(
     return sum(p.numel() for p in model.parameters())
 
 # %% ../nbs/06_encoder.ipynb #6cca1e00
-def flops_per_token(
-    config: EncoderConfig,  # the shape
-    mean_len: float,  # tokens that a token looks at, on average
+def train_flops(
+    config: EncoderConfig,
+    tokens: float,  # rows that go through the linear layers
+    pairs: float,  # query-key pairs of one layer
+    outputs: float = 0,  # rows that get logits over the vocabulary
+    last_layer: tuple[float, float] | None = None,  # rows and pairs of the last layer, if it computes only some
 ) -> float:  # multiplications and additions
-    "Nominal floating-point operations of a forward pass through the layers, a token."
-    linear = 2 * (4 * config.d_model**2 + 2 * config.d_model * config.d_ff)
-    attention = 2 * 2 * mean_len * config.d_model
-    return config.layers * (linear + attention)
+    "Operations of a training step: the forward pass, and twice as much for the backward pass."
+    d, ff = config.d_model, 4 * config.d_model * config.d_ff
+    layer = tokens * (8 * d * d + ff) + pairs * 4 * d
+    layers = config.layers * layer
+    if last_layer is not None:  # keys and values of all rows, everything else for the selected ones
+        rows, row_pairs = last_layer
+        layers += tokens * 4 * d * d + rows * (4 * d * d + ff) + row_pairs * 4 * d - layer
+    return 3 * (layers + outputs * 2 * d * config.vocab_size)
+
+
+def train_flops_per_token(
+    config: EncoderConfig,
+    mean_len: float,  # keys that a query attends to, on average
+    mlm_probability: float = 0.0,  # fraction of the tokens that are predicted
+) -> float:  # multiplications and additions
+    "Nominal operations of training, per token: all rows in all layers."
+    return train_flops(config, 1, mean_len, mlm_probability)

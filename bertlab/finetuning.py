@@ -94,7 +94,7 @@ class Classifier(nn.Module):
         layout: Layout,
         first_layer: int | None = None,  # continue from the hidden states before this layer
     ) -> Tensor:  # logits [s], or [s, n_classes]
-        return self.head(self.encoder(x, layout, start=first_layer), layout)
+        return self.head(self.encoder(x, layout, first_layer=first_layer), layout)
 
 # %% ../nbs/12_finetuning.ipynb #bfc9d3b7
 def build_classifier(
@@ -169,7 +169,7 @@ def encode_features(
         for indices in batch_by_length(store, np.arange(len(store))):
             batch = store.batch(indices).to(device)
             rows = concat_ranges(store.offsets[indices], store.offsets[indices + 1] - store.offsets[indices])
-            hidden = encoder(batch.ids, batch.layout, stop=n_layers)
+            hidden = encoder(batch.ids, batch.layout, end_layer=n_layers)
             values[torch.from_numpy(rows)] = hidden.float().cpu()
     return values
 

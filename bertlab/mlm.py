@@ -40,7 +40,7 @@ class MaskedLM(nn.Module):
         masked: MaskedBatch,
     ) -> Tensor:  # logits [m, v], of the masked rows only
         "Scores of every token of the vocabulary at every masked row."
-        hidden = self.encoder(masked.inputs, masked.layout, rows=masked.masked_indices)  # [m, d]
+        hidden = self.encoder(masked.inputs, masked.layout, select=masked.masked_indices)  # [m, d]
         return F.linear(hidden, self.encoder.embedding.weight)
 
 # %% ../nbs/07_mlm.ipynb #06170e2b

@@ -25,7 +25,7 @@ from bertlab.core.distributed import (
 )
 from .core.files import BertlabError
 from .core.records import default_device, run_or_load, run_record
-from .encoder import EncoderConfig, count_parameters, flops_per_token
+from .encoder import EncoderConfig, count_parameters, train_flops_per_token
 from .masking import MaskedBatch, MaskingConfig, mask_batch
 from bertlab.mlm import (
     MaskedLM,
@@ -217,7 +217,9 @@ def _train(config: PretrainConfig, folder: Path) -> dict:  # the record; empty i
         history,
         result,
         parameters=count_parameters(model),
-        flops_per_token=3 * flops_per_token(model.config, data.train.n_tokens / len(data.train)),
+        flops_per_token=train_flops_per_token(
+            model.config, data.train.n_tokens / len(data.train), config.masking.mlm_probability
+        ),
         world_size=get_world_size(),
         **task.final_scores(),
     )

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from .files import BertlabError, atomic_path, fingerprint, read_json, write_json
+from .files import BertlabError, atomic_path, fingerprint, holds_only, read_json, write_json
 
 # %% ../../nbs/core/04_saving.ipynb #e3bd7fe6
 def read_tokenizer(
@@ -108,7 +108,7 @@ def save_model_folder(
         "config": config,
         "extra": extra or {},
     }
-    with atomic_path(folder) as tmp_path:
+    with atomic_path(folder, replaces=holds_only(*MODEL_FILES)) as tmp_path:
         tmp_path.mkdir()
         write_json(tmp_path / "config.json", saved)
         save_file(weights, tmp_path / "model.safetensors")

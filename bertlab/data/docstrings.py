@@ -24,7 +24,7 @@ from pathlib import Path
 import joblib
 from tqdm.auto import tqdm
 
-from ..core.files import atomic_path, cache_dir, file_sha256, fingerprint, folder_lock, write_json
+from ..core.files import atomic_path, cache_dir, file_sha256, fingerprint, folder_lock, holds_only, write_json
 from .text import near_duplicate_key, normalize, read_lines, split_sentences
 
 # %% ../../nbs/data/02_docstrings.ipynb #3ce0f3db
@@ -353,7 +353,7 @@ def build_docstring_corpus() -> Path:  # holds sentences.tsv and manifest.json
             if not (
                 folder / "manifest.json"
             ).exists():  # another process may have built it while this one waited
-                with atomic_path(folder) as tmp_path:
+                with atomic_path(folder, replaces=holds_only("sentences.tsv", "manifest.json")) as tmp_path:
                     tmp_path.mkdir()
                     _write_docstrings(tmp_path, libraries)
     return folder

@@ -190,10 +190,9 @@ def small_record(
     rows: int = 160,  # of the history, at most
 ) -> dict:
     "A record without what no report reads, small enough to be kept beside the notebooks."
-    config, history, vocabulary = record["config"], record["history"], record["corpus"]["vocabulary"]
+    config, history = record["config"], record["history"]
     config = config | {"corpus": Path(config["corpus"]).name}
-    output = 6 * config["masking"]["rate"] * config["d_model"] * vocabulary
-    flops = record["tokens"] * (record["flops_per_token"] + output)
+    flops = record["tokens"] * record["flops_per_token"]
     kept = [history[round(i)] for i in _spaced(len(history), rows)]
     history = [{k: _rounded(v) for k, v in line.items() if _KEPT.fullmatch(k)} for line in kept]
     scores = {k: _rounded(record[k]) for k in ("result", "unigram", "by_language") if k in record}

@@ -36,7 +36,7 @@ class UntiedLM(MaskedLM):
         masked: MaskedBatch,
     ) -> Tensor:  # logits [m, v]
         "Logits over the vocabulary at every masked position."
-        return self.output(self.encoder(masked.inputs, masked.layout, rows=masked.masked_indices))
+        return self.output(self.encoder(masked.inputs, masked.layout, select=masked.masked_indices))
 
 # %% ../../nbs/study/02_variants.ipynb #7168895e
 def torch_stack(
