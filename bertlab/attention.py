@@ -63,7 +63,9 @@ class LengthBucket:
     n: int  # sequences
     len_q: int  # queries per sequence
     len_k: int  # keys per sequence
-    query_index: Tensor | None = None  # int64 [n * len_q], flat row of each place; pads: one past the last row
+    query_index: Tensor | None = (
+        None  # int64 [n * len_q], flat row of each place; pads: one past the last row
+    )
     key_index: Tensor | None = None  # int64 [n * len_k], likewise; both None when nothing is padded
     unpad_index: Tensor | None = None  # int64 [t], the place of each query in the padded block
     mask: Tensor | None = None  # bool [n, 1, 1, len_k], True where there is a key
@@ -256,7 +258,9 @@ def select_layout(
     "The layout of some tokens of a packed batch: how many of them each sequence holds."
     if select.device.type == "cpu" and bool((select.diff() < 0).any()):
         raise BertlabError("the selected rows are not in ascending order", hint="Sort them")
-    return Layout(torch.searchsorted(select, layout.offsets), min(layout.max_seqlen, len(select)), len(select))
+    return Layout(
+        torch.searchsorted(select, layout.offsets), min(layout.max_seqlen, len(select)), len(select)
+    )
 
 # %% ../nbs/05_attention.ipynb #69f7e2dd
 class MultiHeadAttention(nn.Module):

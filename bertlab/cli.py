@@ -141,7 +141,7 @@ def finetune_command(
 ):
     "Train a classifier on a pre-trained model, and its baselines on the same split."
     from bertlab.core.reporting import format_table
-    from bertlab.evaluation import read_labeled
+    from bertlab.data.labeled import read_labeled
     from bertlab.finetuning import FinetuneConfig
     from bertlab.study.quickstart import run_finetuning
 
@@ -199,14 +199,15 @@ def predict_command(
             "there is nothing to classify, or two things", hint="Give texts, or --tweets test.csv"
         )
     from bertlab.data.labeled import read_tweets
-    from bertlab.evaluation import tweet_inputs, write_submission
+    from bertlab.data.labeled import tweet_inputs
+    from bertlab.evaluation import write_submission
     from bertlab.finetuning import classify, load_classifier
 
     model, tokenizer = load_classifier(args.model)
     tweets = read_tweets(args.tweets) if args.tweets else None
     probabilities = classify(model, tokenizer, args.texts if tweets is None else tweet_inputs(tweets))
     if tweets is not None:
-        write_submission(args.out, tweets["id"].tolist(), probabilities)
+        write_submission(args.out, tweets["id"].tolist(), probabilities, model.config["labels"])
         print(f"{len(tweets):,} tweets, {int(probabilities.argmax(1).sum()):,} of them disasters: {args.out}")
         return
     for text, row in zip(args.texts, probabilities):

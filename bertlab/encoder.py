@@ -36,7 +36,9 @@ class EncoderConfig:
     d_ff: int = 1024  # width inside the feed-forward
     layers: int = 4  # number of layers
     activation: str = "swish"  # activation of the feed-forward: relu, gelu or swish
-    norm: str = "pre"  # order of layer norms: pre, x + f(LN(x)), as in the study; post, LN(x + f(x)), as in BERT
+    norm: str = (
+        "pre"  # order of layer norms: pre, x + f(LN(x)), as in the study; post, LN(x + f(x)), as in BERT
+    )
     dropout: float = 0.0  # probability of dropout on attention weights and inside the feed-forward
     max_len: int = 256  # longest sentence, in tokens; the rest is cut off
 
@@ -187,7 +189,8 @@ def train_flops(
     tokens: float,  # rows that go through the linear layers
     pairs: float,  # query-key pairs of one layer
     outputs: float = 0,  # rows that get logits over the vocabulary
-    last_layer: tuple[float, float] | None = None,  # rows and pairs of the last layer, if it computes only some
+    last_layer: tuple[float, float]
+    | None = None,  # rows and pairs of the last layer, if it computes only some
 ) -> float:  # multiplications and additions
     "Operations of a training step: the forward pass, and twice as much for the backward pass."
     d, ff = config.d_model, 4 * config.d_model * config.d_ff

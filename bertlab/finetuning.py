@@ -24,7 +24,7 @@ from .bpe import concat_ranges
 from .core.files import BertlabError, atomic_path, fingerprint, folder_lock
 from .core.saving import load_model_folder, save_model_folder
 from .encoder import Encoder, EncoderConfig, parse_encoder_config
-from .evaluation import LabeledTexts
+from .data.labeled import LabeledTexts
 from .mlm import eval_mode
 from .packing import Layout, PackedBatch, epoch_order
 from .token_store import TokenStore, in_memory_store

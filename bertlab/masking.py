@@ -23,12 +23,10 @@ BITS_32 = 0xFFFFFFFF
 def hash32(
     x,  # an int, or a tensor of int64, of which the lowest 32 bits count
 ):  # the same kind of thing, from 0 to 2**32 - 1
-    "A well-mixed 32-bit hash (lowbias32): a permutation of the 32-bit numbers in which every input bit stirs every output bit."
+    "The hash lowbias32: a permutation of the 32-bit numbers in which every input bit affects every output bit."
     x = (x & BITS_32) + 0x9E3779B9 & BITS_32  # without a step away from it, 0 would stay 0
     x = (x ^ (x >> 16)) * 0x7FEB352D & BITS_32
-    x = (x ^ (x >> 15)) * (
-        0x846CA68B - 2**32
-    ) & BITS_32  # 2**32 less is the same in 32 bits, and never overflows 64
+    x = (x ^ (x >> 15)) * (0x846CA68B - 2**32) & BITS_32  # 2**32 less: the same in 32 bits, no overflow in 64
     return x ^ (x >> 16)
 
 # %% ../nbs/04_masking.ipynb #541908d2
@@ -39,49 +37,41 @@ STRATEGIES = ("dynamic", "static", "repeated")
 class MaskingConfig:
     "How many tokens are predicted, what they see of themselves, and how often a sentence gets a new mask."
 
-    mlm_probability: float = 0.15  # the part of a sentence's tokens that is predicted
-    mask_replace_prob: float = 0.8  # of these, the part that is replaced by [MASK]
-    random_replace_prob: float = 0.1  # and the part that is replaced by a random token; the rest stays
+    mlm_probability: float = 0.15  # fraction of the tokens of a sentence that is predicted
+    mask_replace_prob: float = 0.8  # fraction of the predicted tokens that is replaced by [MASK]
+    random_replace_prob: float = 0.1  # fraction of the predicted tokens that is replaced by a random token
     strategy: str = (
-        "dynamic"  # a new mask every epoch, "static": always the same, "repeated": `n_masks` masks in turn
+        "dynamic"  # dynamic: a new mask every epoch; static: always the same; repeated: n_masks in turn
     )
-    n_masks: int = 10  # for "repeated" only
+    n_masks: int = 10  # number of masks per sentence with the strategy "repeated"
 
     def __post_init__(self):
         if not 0 < self.mlm_probability <= 1:
-            raise BertlabError(
-                f"a masking rate of {self.mlm_probability} is not between 0 and 1", hint="BERT uses 0.15"
-            )
-        if not (
-            self.mask_replace_prob >= 0
-            and self.random_replace_prob >= 0
-            and self.mask_replace_prob + self.random_replace_prob <= 1 + 1e-9
-        ):
-            problem = f"{self.mask_replace_prob} masked and {self.random_replace_prob} random are not two parts of 1"
+            problem = f"mlm_probability is {self.mlm_probability}, which is not between 0 and 1"
+            raise BertlabError(problem, hint="BERT uses 0.15")
+        masked, random = self.mask_replace_prob, self.random_replace_prob
+        if not (masked >= 0 and random >= 0 and masked + random <= 1 + 1e-9):
+            problem = f"mask_replace_prob {masked} and random_replace_prob {random} are not two parts of 1"
             raise BertlabError(problem, hint="BERT uses 0.8 and 0.1")
         if self.strategy not in STRATEGIES:
-            raise BertlabError(
-                f"no masking strategy is called '{self.strategy}'",
-                hint=f"Choose from {', '.join(STRATEGIES)}",
-            )
+            problem = f"no masking strategy is called '{self.strategy}'"
+            raise BertlabError(problem, hint=f"Choose from {', '.join(STRATEGIES)}")
         if self.n_masks < 1:
-            raise BertlabError(f"{self.n_masks} masks cannot be repeated", hint="RoBERTa uses 10")
+            raise BertlabError(f"n_masks is {self.n_masks}", hint="RoBERTa uses 10")
 
     def mask_round(self, epoch: int) -> int:
-        "The number of the mask that a sentence wears in this epoch."
+        "The number of the mask that a sentence gets in this epoch."
         return {"static": 0, "repeated": epoch % self.n_masks, "dynamic": epoch}[self.strategy]
 
 # %% ../nbs/04_masking.ipynb #6a0971e6
 def select_masked(
     hashes: Tensor,  # int64 [t], each below 2**32
     layout: Layout,
-    rate: float,  # the part of each sentence to choose
+    mlm_probability: float,  # fraction of the tokens of each sentence that is chosen
 ) -> Tensor:  # int64 [m], ascending
-    "The rows of the `rate` smallest hashes of each sentence: rounded, and at least one."
-    wanted = (layout.lengths.double() * rate + 0.5).long().clamp(min=1)  # [s]
-    order = (
-        layout.segment_ids << 32 | hashes
-    ).argsort()  # sentence by sentence, and in each the smallest hash first
+    "The rows with the smallest hashes of each sentence: a fraction of its tokens, rounded, and at least one."
+    wanted = (layout.lengths.double() * mlm_probability + 0.5).long().clamp(min=1)  # [s]
+    order = (layout.segment_ids << 32 | hashes).argsort()  # by sentence; in each the smallest hash first
     chosen = torch.empty_like(order, dtype=torch.bool)
     chosen[order] = layout.position_ids < wanted[layout.segment_ids]
     return chosen.nonzero().squeeze(1)
@@ -96,14 +86,12 @@ def corrupt_tokens(
     vocab_size: int,
     config: MaskingConfig,
 ) -> Tensor:  # int64 [m]
-    "What stands in the place of hidden tokens: [MASK], a random token that is never a special one, or the token itself."
-    kind = hash32(hashes ^ KIND_SALT)
-    first = len(SPECIAL_TOKENS)
+    "Corrupt tokens: [MASK], a random token (never a special one), or the token itself."
+    kind, first = hash32(hashes ^ KIND_SALT), len(SPECIAL_TOKENS)
     random = first + (hash32(hashes ^ TOKEN_SALT) * (vocab_size - first) >> 32)
-    seen = torch.where(
-        kind < int((config.mask_replace_prob + config.random_replace_prob) * 2**32), random, targets
-    )
-    return seen.masked_fill(kind < int(config.mask_replace_prob * 2**32), MASK_ID)
+    mask_below = int(config.mask_replace_prob * 2**32)
+    random_below = int((config.mask_replace_prob + config.random_replace_prob) * 2**32)
+    return torch.where(kind < random_below, random, targets).masked_fill(kind < mask_below, MASK_ID)
 
 # %% ../nbs/04_masking.ipynb #09eea18c
 @dataclass(frozen=True, eq=False)
@@ -116,13 +104,10 @@ class MaskedBatch:
     targets: Tensor  # int64 [m], the tokens that stood there
 
     def to(self, device, non_blocking=False) -> "MaskedBatch":
-        move = lambda x: x.to(device, non_blocking=non_blocking)
-        return MaskedBatch(
-            move(self.inputs),
-            self.layout.to(device, non_blocking),
-            move(self.masked_indices),
-            move(self.targets),
-        )
+        "The same batch on another device."
+        tensors = self.inputs, self.masked_indices, self.targets
+        inputs, masked_indices, targets = (x.to(device, non_blocking=non_blocking) for x in tensors)
+        return MaskedBatch(inputs, self.layout.to(device, non_blocking), masked_indices, targets)
 
 # %% ../nbs/04_masking.ipynb #5bb58048
 def mask_batch(

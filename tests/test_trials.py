@@ -132,7 +132,7 @@ def test_a_seed_has_a_record_of_its_own(tiny):
 
 def test_a_record_knows_what_it_cost_and_where_it_does_not_matter(tiny):
     r = scales.run_trial("T4.1", "tiny")
-    assert r["flops"] > r["tokens"] * r["flops_per_token"]  # the output layer counts, too
+    assert r["flops"] == pytest.approx(r["tokens"] * r["flops_per_token"], rel=1e-2)
     assert r["parameters"] > 0 and r["settings"]
     assert str(tiny.parent) not in json.dumps(r)
 

@@ -89,7 +89,7 @@ def rescale_loss(
     loss: Tensor,  # mean over the masked tokens of this process
     sums: dict[str, Tensor],  # of this process; "masked" counts those tokens
 ) -> tuple[Tensor, dict[str, Tensor]]:  # what DDP must average; the sums of the whole batch
-    "Rescale the loss such that DDP's average of gradients is the gradient of the mean over all masked tokens."
+    "Rescale the loss so that DDP's average of gradients is the gradient of the mean over all masked tokens."
     if get_world_size() == 1:
         return loss, sums
     global_sums = all_reduce_sums(sums, loss.device)

@@ -154,7 +154,7 @@ def atomic_path(
     path: str | Path,  # the file or folder that is to appear
     replaces: Callable[[Path], bool] | None = None,  # whether the folder that is there may be replaced
 ):
-    "Yield a path beside `path` to write a file or a folder at; it takes the name `path` when the block succeeds."
+    "Yield a path beside `path` to write a file or a folder at; renamed to `path` when the block succeeds."
     given, path = path, Path(os.path.realpath(path))  # a link stays, what it points to is replaced
     tmp_path = beside(path, f"{os.getpid()}.part") if path.name else None
     try:

@@ -78,7 +78,7 @@ def set_plot_style():
 
 # %% ../../nbs/core/02_plotting.ipynb #6b59f0a0
 def figures_dir() -> Path:
-    "Where figures go: `$BERTLAB_FIGURES`, else the nearest folder `figures/` at or above this one, else a new one here."
+    "Where figures go: `$BERTLAB_FIGURES`, else the nearest `figures/` at or above this folder, else a new."
     if os.environ.get("BERTLAB_FIGURES"):
         return Path(os.environ["BERTLAB_FIGURES"])
     here = Path.cwd()

@@ -67,7 +67,7 @@ def _can_extend(config: dict, known: dict) -> bool:
     if schedule == "wsd":
         difference = describe_differences(config, known)
         raise BertlabError(
-            f"the learning rate of a wsd schedule depends on the last epoch, which cannot be moved ({difference})",
+            f"the learning rate of a wsd schedule depends on the last epoch, which is fixed ({difference})",
             hint="Start a run in another folder; runs of other schedules can be trained longer",
         )
     return schedule is not None
@@ -77,7 +77,7 @@ RUN_FORMAT = 1  # of a run's config.json
 
 
 def records_dir() -> Path:
-    "Where records go: `$BERTLAB_RECORDS`, else the nearest `nbs/records` or `records`, else a new `records` here."
+    "Where records go: `$BERTLAB_RECORDS`, else the nearest `nbs/records` or `records`, else a new `records`."
     if os.environ.get("BERTLAB_RECORDS"):
         return Path(os.environ["BERTLAB_RECORDS"]).expanduser()
     here = Path.cwd()

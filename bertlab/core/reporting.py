@@ -64,7 +64,7 @@ def _plot_panel(ax, panel: str, label: str, rows: Sequence[dict], color: str):
 def format_number(
     x,  # a number, a text, or nothing
 ) -> str:
-    "A number as a table shows it: three digits, powers of ten for small rates and large counts, other counts whole."
+    "A number as a table shows it: three digits, counts whole, very small and large ones as powers."
     if x is None or x != x:
         return ""
     if isinstance(x, (str, bool)):

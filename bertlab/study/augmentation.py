@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..core.files import BertlabError
-from ..evaluation import LabeledTexts
+from ..data.labeled import LabeledTexts
 
 # %% ../../nbs/study/06_augmentation.ipynb #371beee3
 def _chosen(words: list[str], rate: float, rng: np.random.Generator) -> np.ndarray:

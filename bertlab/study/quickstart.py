@@ -17,16 +17,8 @@ from ..core.plotting import save_figure, set_plot_style
 from ..core.records import default_device, run_or_load, run_record
 from ..core.reporting import plot_histories, text_table
 from ..encoder import count_parameters
-from bertlab.evaluation import (
-    LabeledTexts,
-    classification_scores,
-    confusion_counts,
-    evaluate_baselines,
-    holdout,
-    plot_confusion,
-    read_labeled,
-    top_errors,
-)
+from ..data.labeled import LabeledTexts, read_labeled
+from ..evaluation import classification_scores, confusion_counts, evaluate_baselines, holdout, plot_confusion, top_errors
 from ..finetuning import FinetuneConfig, finetune, save_classifier
 from ..mlm import fill_mask, load_model
 from ..pretraining import PretrainConfig, pretrain
@@ -92,7 +84,7 @@ def judge(
     ]
     scores.append({"model": "BERT + CNN", **classification_scores(data.labels[valid], probabilities)})
     counts = confusion_counts(data.labels[valid], probabilities)
-    wrong = top_errors(data.take(valid), probabilities).to_dict("records")
+    wrong = top_errors(data.select(valid), probabilities).to_dict("records")
     return {
         "scores": scores,
         "confusion": {"names": list(data.names), "counts": counts.tolist()},

@@ -31,7 +31,8 @@ from bertlab.core.files import (
     write_json,
 )
 from ..core.records import default_device, records_dir, run_record
-from ..evaluation import holdout, read_labeled
+from ..evaluation import holdout
+from ..data.labeled import read_labeled
 from ..finetuning import FeatureCache, FinetuneConfig, finetune
 from ..mlm import load_model
 from ..pretraining import MODELS, MLMTask, PretrainConfig

@@ -20,18 +20,8 @@ from ..bpe import split_punctuation
 from ..core.files import BertlabError, file_sha256, fingerprint, folder_lock, read_json, write_json
 from ..core.records import default_device, run_record
 from ..data.labeled import read_tweets
-from bertlab.evaluation import (
-    LabeledTexts,
-    baseline_models,
-    classification_scores,
-    confusion_counts,
-    kfold,
-    read_labeled,
-    score_table,
-    top_errors,
-    tweet_inputs,
-    write_submission,
-)
+from ..data.labeled import LabeledTexts, read_labeled, tweet_inputs
+from ..evaluation import baseline_models, classification_scores, confusion_counts, kfold, score_table, top_errors, write_submission
 from bertlab.finetuning import (
     FeatureCache,
     FinetuneConfig,
@@ -402,7 +392,7 @@ def _submit(adapted: Path, data: LabeledTexts, labelled, test, out: Path):
             out / "model",
         )
     guessed = classify(*load_classifier(out / "model"), tweet_inputs(test))
-    write_submission(out / "submission.csv", test["id"].tolist(), guessed)
+    write_submission(out / "submission.csv", test["id"].tolist(), guessed, data.names)
     counts = dict(zip(data.names, np.bincount(guessed.argmax(1), minlength=len(data.names)).tolist()))
     about = {"texts": len(test), "also in train.csv": int(test["text"].isin(labelled["text"]).sum())}
     write_json(
