@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,15 +28,16 @@ from bertlab import cli, pretraining
 from bertlab.core.saving import save_tokenizer
 from bertlab.bpe import train_tokenizer
 from bertlab.core import files
-from bertlab.core.files import BertlabError, atomic_path, read_json, write_json
+from bertlab.core.files import BertlabError, atomic_path, read_json, write_checksums, write_json
 from bertlab.core.plotting import save_figure
-from bertlab.core.records import checkpoints
+from bertlab.core.records import list_checkpoints
 from bertlab.core.reporting import read_records
 from bertlab.encoder import Encoder, EncoderConfig
 from bertlab.evaluation import write_submission
 from bertlab.finetuning import Classifier, FeatureCache, save_classifier
 from bertlab.mlm import MaskedLM, save_model
-from bertlab.packing import Layout, in_memory_store
+from bertlab.packing import Layout
+from bertlab.token_store import in_memory_store
 from bertlab.training import (
     DivergedError,
     Interrupted,
@@ -437,7 +439,7 @@ def stopped(tmp_path):
 
     with pytest.raises(Interrupted):
         fit(Stops(), CONFIG, tmp_path / "run")
-    assert [p.name for p in checkpoints(tmp_path / "run")] == ["step-00000005", "step-00000010"]
+    assert [p.name for p in list_checkpoints(tmp_path / "run")] == ["step-00000005", "step-00000010"]
     return tmp_path / "run"
 
 
@@ -487,7 +489,7 @@ DAMAGE = {
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(stopped, whole, damage):
-    damage(checkpoints(stopped)[-1])
+    damage(list_checkpoints(stopped)[-1])
     task = Line()
     with pytest.warns(UserWarning, match="step-00000010 is damaged and is passed over"):
         history = fit(task, CONFIG, stopped)
@@ -498,7 +500,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(stopped, whole, damage
 
 
 def test_all_checkpoints_damaged_begins_anew(stopped, whole):
-    for path in checkpoints(stopped):
+    for path in list_checkpoints(stopped):
         (path / "state.json").write_text("{")
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
@@ -509,26 +511,32 @@ def test_all_checkpoints_damaged_begins_anew(stopped, whole):
 def test_with_one_kept_a_damaged_newest_does_not_push_out_the_good(tmp_path):
     config = TrainConfig(lr=1e-2, epochs=4, batch_size=4, keep_checkpoints=1)
     fit(Line(), config, tmp_path)
-    newest = checkpoints(tmp_path)[-1]
+    newest = list_checkpoints(tmp_path)[-1]
     (newest / "state.json").write_text("{")
     with pytest.warns(UserWarning):
         fit(Line(), config, tmp_path)
-    assert newest in checkpoints(tmp_path) and read_json(newest / "state.json")["step"] == 20
+    assert newest in list_checkpoints(tmp_path) and read_json(newest / "state.json")["step"] == 20
 
 
 @pytest.mark.parametrize(
-    "task, config", [(Line(width=4), CONFIG), (Line(), TrainConfig(lr=3.0, epochs=4, batch_size=4))]
+    "task, config, named",
+    [
+        (Line(width=4), CONFIG, "model_shapes: "),
+        (Line(), replace(CONFIG, lr=3.0), r"lr: 3.0, was 0.01\)"),
+        (Line(), replace(CONFIG, schedule="wsd"), "schedule: wsd, was constant; epochs: 4, was unset"),
+    ],
 )
-def test_a_checkpoint_of_another_run_is_refused_and_kept(stopped, task, config):
+def test_a_checkpoint_of_another_run_is_refused_and_kept(stopped, task, config, named):
     before = sorted(p.name for p in (stopped / "checkpoints").iterdir())
-    with pytest.raises(BertlabError, match="made with another config. Choose another folder"):
+    with pytest.raises(BertlabError, match=rf"made with another config \({named}.*. Choose another folder"):
         fit(task, config, stopped)
     assert sorted(p.name for p in (stopped / "checkpoints").iterdir()) == before
 
 
 def test_weights_of_another_shape_are_refused(stopped):
-    path = checkpoints(stopped)[-1] / "model.safetensors"
+    path = list_checkpoints(stopped)[-1] / "model.safetensors"
     save_file({name: torch.zeros(2) for name in load_file(path)}, path)
+    write_checksums(path.parent)
     with pytest.raises(BertlabError, match="step-00000010: belongs to a model of another shape"):
         fit(Line(), CONFIG, stopped)
 
@@ -587,7 +595,7 @@ def test_a_bad_evaluation_is_no_good_checkpoint(tmp_path):
 
     with pytest.raises(DivergedError, match="step 5.*no checkpoint yet"):
         fit(Bad(), CONFIG, tmp_path)
-    assert not checkpoints(tmp_path)
+    assert not list_checkpoints(tmp_path)
 
 
 def test_a_run_that_diverges_ends_in_one_line(world, capsys):
@@ -743,7 +751,7 @@ def test_a_full_disk_stops_a_run_that_then_goes_on(tmp_path, whole):
             fit(full, CONFIG, tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [p.name for p in checkpoints(tmp_path)]
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [p.name for p in list_checkpoints(tmp_path)]
     assert steps(fit(Line(), CONFIG, tmp_path)) == steps(whole[0])
 
 
@@ -774,8 +782,9 @@ SHARE = """
 import os, sys, time, torch
 from bertlab import finetuning, pretraining
 from bertlab.encoder import Encoder, EncoderConfig
-from bertlab.packing import in_memory_store
-from bertlab.pretraining import PretrainConfig, prepare_data
+from bertlab.token_store import in_memory_store
+from bertlab.pretraining import PretrainConfig
+from bertlab.token_store import prepare_data
 world, go = sys.argv[1:]
 encodes, encode = [], finetuning.encode_features
 finetuning.encode_features = lambda *args: (time.sleep(0.3), encodes.append(1), encode(*args))[2]

@@ -23,7 +23,16 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..core.files import BertlabError, read_json
-from .text import MAX_LINE, MENTION, URL, SkipCounts, read_lines, replace_surrogates, split_sentences
+from bertlab.data.text import (
+    MAX_LINE,
+    MENTION,
+    URL,
+    SkipCounts,
+    check_file,
+    read_lines,
+    replace_surrogates,
+    split_sentences,
+)
 
 # %% ../../nbs/data/03_readers.ipynb #3d5dd465
 LONG_LINE = 300  # characters: a longer line of a .txt file is a paragraph, and split into sentences
