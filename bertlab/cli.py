@@ -350,32 +350,33 @@ def trials_command(
 def sweep_command(
     argv: list[str],
 ):
-    "Run a sweep of the study with Ray Tune: a grid of classifiers (FT.1 to FT.6), or the search for an encoder's shape (P.4)."
+    "Run a sweep of the study: a grid of classifiers (FT.1 to FT.6), or the search for an encoder's shape (P.4)."
     parser = _parser("sweep", sweep_command.__doc__)
-    parser.add_argument("row", help="FT.1 to FT.6, or P.4; FT.2 and later go on from the record of FT.1")
+    parser.add_argument("row", help="FT.1 to FT.6, or P.4; FT.2 and later start from the record of FT.1")
     parser.add_argument("--scale", default="mini", help="mini, sample, full or study (default: %(default)s)")
     parser.add_argument("--model", type=Path, help="folder of a pre-trained model, for FT")
-    parser.add_argument("--data", help="default, a CSV, or the folder of the disaster tweets, for FT")
+    parser.add_argument("--data", help="default, a table, or the folder of the disaster tweets, for FT")
     parser.add_argument("--corpus", help="name or path, for P.4 at full and study")
-    parser.add_argument("--tries", type=int, default=24, help="tries of P.4 (default: %(default)s)")
-    parser.add_argument("--address", help="of a running Ray cluster (default: this machine)")
+    parser.add_argument("--runs", type=int, default=24, help="number of runs of P.4 (default: %(default)s)")
     parser.add_argument(
-        "--gpus", type=float, default=0, help="GPUs for each try; may be a fraction (default: %(default)s)"
+        "--workers", type=int, help="processes of this machine, without Ray (default: Ray, if installed)"
     )
-    parser.add_argument("--asha", action="store_true", help="stop tries that lag behind early")
-    parser.add_argument("--folder", type=Path, help="folder of the records (default: nbs/records, or runs)")
+    parser.add_argument("--address", help="address of a running Ray cluster (default: this machine)")
+    parser.add_argument(
+        "--gpus", type=float, default=0, help="GPUs per run; may be a fraction (default: %(default)s)"
+    )
+    parser.add_argument("--asha", action="store_true", help="stop runs that lag behind early; needs Ray")
+    parser.add_argument("--folder", type=Path, help="folder of the records (default: nbs/records, or records)")
     args = parser.parse_args(argv)
-    from bertlab.core.reporting import format_table
-    from bertlab.study.sweeps import run_sweep, tries_table
+    from bertlab.core.reporting import format_table, runs_table
+    from bertlab.study.sweeps import run_sweep
 
-    how = {"address": args.address, "gpus": args.gpus, "asha": args.asha}
-    record = run_sweep(
-        args.row, args.scale, args.model, args.data, args.corpus, args.tries, args.folder, **how
-    )
-    table = tries_table(record["tries"]).sort_values("valid_accuracy", ascending=False)
-    print(
-        f"{format_table(table.head(10).to_dict('records'))}\n\n{len(table)} tries: {', '.join(f'{n} {end}' for end, n in record['result'].items())}"
-    )
+    inputs = {"model": args.model, "data": args.data, "corpus": args.corpus, "runs": args.runs}
+    ray_kwargs = {"address": args.address, "gpus": args.gpus, "asha": args.asha}
+    record = run_sweep(args.row, args.scale, folder=args.folder, workers=args.workers, **inputs, **ray_kwargs)
+    table = runs_table(record["runs"]).sort_values("valid_accuracy", ascending=False)
+    counts = ", ".join(f"{n} {status}" for status, n in record["result"].items())
+    print(f"{format_table(table.head(10).to_dict('records'))}\n\n{len(table)} runs: {counts}")
 
 # %% ../nbs/cli.ipynb #be0c4a11
 def bench_command(

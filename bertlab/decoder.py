@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['SUPPRESSED_IDS', 'DecoderLayer', 'KVCache', 'Decoder', 'TargetBatch', 'shift_right', 'CausalLM', 'Transformer',
-           'next_log_probs', 'write', 'greedy', 'sampler', 'length_penalty', 'beam_search', 'cross_attention',
-           'CausalLMTask']
+           'next_log_probs', 'generate', 'greedy', 'top_k_sampler', 'length_norm', 'beam_search',
+           'cross_attention_maps', 'CausalLMTask']
 
 # %% ../nbs/13_decoder.ipynb #fe6e468b
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from .attention import MultiHeadAttention, packed_attention
 from .bpe import CLS_ID, MASK_ID, PAD_ID, SEP_ID, UNK_ID
+from .core.distributed import sum_metrics
+from .core.files import BertlabError
 from .encoder import Encoder, EncoderConfig, EncoderLayer
 from .mlm import mlm_loss, mlm_metrics, mlm_summary
 from .packing import Layout, PackedBatch, batches, prefetch
@@ -26,7 +28,7 @@ from .training import Task
 
 # %% ../nbs/13_decoder.ipynb #81433f74
 class DecoderLayer(EncoderLayer):
-    "An encoder layer whose tokens look only back, and in between, if it has cross-attention, at a memory."
+    "An encoder layer with causal self-attention and, optionally, cross-attention to a memory."
 
     def __init__(
         self,
@@ -42,7 +44,7 @@ class DecoderLayer(EncoderLayer):
         return x + f(norm(x)) if self.pre else norm(x + f(x))
 
     def run(self, x: Tensor, self_attend: Callable, cross_attend: Callable | None) -> Tensor:  # [t, d]
-        "The three sublayers, whatever the way in which they attend."
+        "The three sublayers, with these functions for attention."
         x = self.add(x, self.norm1, self_attend)
         if cross_attend is not None:
             x = self.add(x, self.norm_cross, cross_attend)
@@ -56,68 +58,62 @@ class DecoderLayer(EncoderLayer):
         memory_layout: Layout | None = None,  # where those lie
     ) -> Tensor:  # [t, d]
         "All tokens at once, as in training."
-        across = (
-            None
-            if memory is None
-            else partial(self.cross_attn, layout=layout, memory=memory, memory_layout=memory_layout)
-        )
-        return self.run(x, partial(self.self_attn, layout=layout, causal=True), across)
+        cross = None
+        if memory is not None:
+            cross = partial(self.cross_attn, layout=layout, memory=memory, memory_layout=memory_layout)
+        return self.run(x, partial(self.self_attn, layout=layout, causal=True), cross)
 
 # %% ../nbs/13_decoder.ipynb #dac7cb43
 @dataclass(eq=False)
 class KVCache:
-    "What decoding step by step remembers: keys and values of the tokens so far, and of the memory."
+    "Keys and values that decoding step by step keeps: of the tokens so far, and of the memory."
 
-    rows: int  # sequences that grow side by side, r: sentences times beams
-    past: list[tuple[Tensor, Tensor]]  # a layer, keys and values of the tokens so far [r, n, h, dk]
-    memory: list[tuple[Tensor, Tensor]] = field(
-        default_factory=list
-    )  # a layer, keys and values of the memory [u, h, dk]
+    rows: int  # sequences that are generated side by side, r: sentences times beams
+    self_kv: list[tuple[Tensor, Tensor]]  # per layer, keys and values of the tokens so far [r, n, h, dk]
+    cross_kv: list[tuple[Tensor, Tensor]]  # per layer, keys and values of the memory [u, h, dk]; may be empty
     memory_layout: Layout | None = None
     length: int = 0  # tokens so far, n
 
     def __post_init__(self):
-        self.lay_out()
+        self.update_layouts()
 
-    def lay_out(self):
-        "Layouts for the next step: one new token a row, the tokens that it sees, and the rows of each source sentence."
-        device = self.past[0][0].device
-        self.now = Layout.from_lengths([1] * self.rows, device)
-        self.now.position_ids = torch.full((self.rows,), self.length, device=device)
-        self.seen = Layout.from_lengths([self.length + 1] * self.rows, device)
-        if self.memory:
-            sentences = len(self.memory_layout)
-            self.asking = Layout.from_lengths([self.rows // sentences] * sentences, device)
+    def update_layouts(self):
+        "Layouts for the next step: one new token per row, the keys it attends to, the rows of each source sentence."
+        device = self.self_kv[0][0].device
+        self.query_layout = Layout.from_lengths([1] * self.rows, device)
+        self.key_layout = Layout.from_lengths([self.length + 1] * self.rows, device)
+        self.position_ids = torch.full((self.rows,), self.length, device=device)
+        if self.cross_kv:
+            s = len(self.memory_layout)
+            self.beam_layout = Layout.from_lengths([self.rows // s] * s, device)
 
     def self_attend(self, attention: MultiHeadAttention, layer: int, x: Tensor) -> Tensor:  # [r, d]
-        "Self-attention of the new tokens x; adds their keys and values to the past."
+        "Self-attention of the new tokens x; adds their keys and values to the cache."
         q, *new = attention.project(x, 0, 3).unbind(1)
-        longer = [torch.cat([old.to(y.dtype), y[:, None]], 1) for old, y in zip(self.past[layer], new)]
-        keys, values = self.past[layer] = tuple(longer)
-        return attention.out_proj(
-            packed_attention(q, keys.flatten(0, 1), values.flatten(0, 1), self.now, self.seen).flatten(1)
-        )
+        k, v = (torch.cat([old.to(y.dtype), y[:, None]], 1) for old, y in zip(self.self_kv[layer], new))
+        self.self_kv[layer] = k, v
+        out = packed_attention(q, k.flatten(0, 1), v.flatten(0, 1), self.query_layout, self.key_layout)
+        return attention.out_proj(out.flatten(1))
 
     def cross_attend(self, attention: MultiHeadAttention, layer: int, x: Tensor) -> Tensor:  # [r, d]
         "Cross-attention of the new tokens x; all beams of a sentence share one memory."
         q = attention.project(x, 0, 1).squeeze(1)
-        return attention.out_proj(
-            packed_attention(q, *self.memory[layer], self.asking, self.memory_layout).flatten(1)
-        )
+        out = packed_attention(q, *self.cross_kv[layer], self.beam_layout, self.memory_layout)
+        return attention.out_proj(out.flatten(1))
 
-    def take(
+    def reorder(
         self,
-        rows: Tensor,  # int64 [r'], the rows that go on, in their new order; a row may go on more than once
-        sentences: Tensor | None = None,  # int64 [s'], ascending: the source sentences that go on; None: all
+        rows: Tensor,  # int64 [r'], the rows to keep, in their new order; a row may occur more than once
+        sentences: Tensor | None = None,  # int64 [s'], ascending: the source sentences to keep; None: all
     ):
-        "Go on with some of the rows."
+        "Keep some of the rows."
         self.rows = len(rows)
-        self.past = [tuple(x.index_select(0, rows) for x in pair) for pair in self.past]
-        if self.memory and sentences is not None and len(sentences) < len(self.memory_layout):
+        self.self_kv = [tuple(x.index_select(0, rows) for x in pair) for pair in self.self_kv]
+        if self.cross_kv and sentences is not None and len(sentences) < len(self.memory_layout):
             tokens = torch.isin(self.memory_layout.segment_ids, sentences).nonzero().squeeze(1)
-            self.memory = [tuple(x.index_select(0, tokens) for x in pair) for pair in self.memory]
+            self.cross_kv = [tuple(x.index_select(0, tokens) for x in pair) for pair in self.cross_kv]
             self.memory_layout = Layout.from_lengths(self.memory_layout.lengths[sentences].cpu(), rows.device)
-        self.lay_out()
+        self.update_layouts()
 
 # %% ../nbs/13_decoder.ipynb #83b54281
 class Decoder(Encoder):
@@ -138,46 +134,44 @@ class Decoder(Encoder):
         memory: Tensor | None = None,  # what the encoder made of the source sentences [u, d]
         memory_layout: Layout | None = None,  # where those lie
     ) -> Tensor:  # [t, d]
-        "Every token, from those before it and from the memory."
+        "Hidden states of all tokens, as in training."
         x = ids if ids.is_floating_point() else self.embed(ids, layout)
         for layer in self.layers:
             x = layer(x, layout, memory, memory_layout)
         return self.norm(x)
 
-    def start(
+    def init_cache(
         self,
-        rows: int,  # sequences to grow side by side
+        rows: int,  # sequences to generate side by side
         memory: Tensor | None = None,  # [u, d]
         memory_layout: Layout | None = None,  # of s sentences; each has rows / s beams
     ) -> KVCache:
         "An empty cache; keys and values of the memory are computed here, once for all steps."
         c = self.config
-        nothing = self.positions.new_empty(rows, 0, c.heads, c.d_model // c.heads)
-        across = (
-            []
-            if memory is None
-            else [layer.cross_attn.project(memory, 1, 3).unbind(1) for layer in self.layers]
-        )
-        return KVCache(rows, [(nothing, nothing)] * c.layers, across, memory_layout)
+        empty = self.positions.new_empty(rows, 0, c.heads, c.d_model // c.heads)
+        cross_kv = []
+        if memory is not None:
+            cross_kv = [layer.cross_attn.project(memory, 1, 3).unbind(1) for layer in self.layers]
+        return KVCache(rows, [(empty, empty)] * c.layers, cross_kv, memory_layout)
 
     def step(
         self,
         ids: Tensor,  # int64 [r], the newest token of each row; or float [r, d], embedded already
-        cache: KVCache,  # is brought up to date
+        cache: KVCache,  # is updated
     ) -> Tensor:  # [r, d]
-        "One more token a row."
-        x = ids if ids.is_floating_point() else self.embed(ids, cache.now)
+        "Process one more token per row."
+        x = ids if ids.is_floating_point() else self.embed(ids, cache.query_layout, cache.position_ids)
         for i, layer in enumerate(self.layers):
-            across = partial(cache.cross_attend, layer.cross_attn, i) if cache.memory else None
-            x = layer.run(x, partial(cache.self_attend, layer.self_attn, i), across)
+            cross = partial(cache.cross_attend, layer.cross_attn, i) if cache.cross_kv else None
+            x = layer.run(x, partial(cache.self_attend, layer.self_attn, i), cross)
         cache.length += 1
-        cache.lay_out()
+        cache.update_layouts()
         return self.norm(x)
 
 # %% ../nbs/13_decoder.ipynb #900825f0
 @dataclass(frozen=True, eq=False)
 class TargetBatch:
-    "Sentences as a decoder is taught them: at each place it sees the token before, and shall say the token."
+    "Sentences for teacher forcing: at each position the input is the previous token, the target the token."
 
     inputs: Tensor  # int64 [t + s]: [CLS] and the tokens
     targets: Tensor  # int64 [t + s]: the tokens and [SEP]
@@ -190,17 +184,14 @@ def shift_right(
 ) -> TargetBatch:
     "Inputs and targets for all places of all sentences at once."
     s, at = len(layout), torch.arange(len(ids), device=ids.device) + layout.segment_ids
-    longer = Layout(
-        layout.offsets + torch.arange(s + 1, device=ids.device), layout.max_seqlen + 1, layout.n_tokens + s
-    )
-    blank = ids.new_empty(len(ids) + s)
-    return TargetBatch(
-        blank.fill_(CLS_ID).index_copy(0, at + 1, ids), blank.fill_(SEP_ID).index_copy(0, at, ids), longer
-    )
+    offsets = layout.offsets + torch.arange(s + 1, device=ids.device)
+    inputs = ids.new_full((len(ids) + s,), CLS_ID).index_copy(0, at + 1, ids)
+    targets = ids.new_full((len(ids) + s,), SEP_ID).index_copy(0, at, ids)
+    return TargetBatch(inputs, targets, Layout(offsets, layout.max_seqlen + 1, layout.n_tokens + s))
 
 # %% ../nbs/13_decoder.ipynb #c5137d75
 class CausalLM(nn.Module):
-    "A language model: a decoder without a memory, which reads its guesses off its embedding table."
+    "A language model: a decoder without cross-attention, whose embedding table is also its output layer."
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
@@ -208,15 +199,15 @@ class CausalLM(nn.Module):
         self.decoder = Decoder(config, cross=False)
 
     def forward(self, ids: Tensor, layout: Layout) -> Tensor:  # int64 [t] -> [t, v]
-        "Scores of the next token at every place."
+        "Scores of the next token at every position."
         return F.linear(self.decoder(ids, layout), self.decoder.embedding.weight)
 
-    def start(
+    def init_cache(
         self,
-        rows: int,  # sentences to write side by side
+        rows: int,  # sentences to generate side by side
     ) -> KVCache:
         "A cache for `step`."
-        return self.decoder.start(rows)
+        return self.decoder.init_cache(rows)
 
     def step(self, ids: Tensor, cache: KVCache) -> Tensor:  # int64 [r] -> [r, v]
         "Scores of the token after the newest one of each row."
@@ -230,7 +221,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.encoder, self.decoder = Encoder(config), Decoder(config)
-        self.decoder.embedding = None  # it gets vectors from the encoder's
+        self.decoder.embedding = None  # tied to the encoder's
 
     def forward(
         self,
@@ -239,25 +230,27 @@ class Transformer(nn.Module):
         target: Tensor,  # int64 [t], `TargetBatch.inputs`
         target_layout: Layout,  # of s sentences
     ) -> Tensor:  # [t, v]
-        "Scores of the next target token at every place."
+        "Scores of the next target token at every position."
         memory = self.encoder(source, source_layout)
         hidden = self.decoder(self.encoder.embed(target, target_layout), target_layout, memory, source_layout)
         return F.linear(hidden, self.encoder.embedding.weight)
 
-    def start(
+    def init_cache(
         self,
         source: Tensor,  # int64 [u]
         source_layout: Layout,  # of s sentences
-        beams: int = 1,  # rows that grow for each sentence
+        num_beams: int = 1,  # rows per sentence
     ) -> KVCache:
         "Encode the source sentences, and make a cache for `step`."
-        return self.decoder.start(
-            len(source_layout) * beams, self.encoder(source, source_layout), source_layout
-        )
+        if num_beams < 1:
+            raise BertlabError(f"num_beams is {num_beams}", hint="Search with 1 beam or more")
+        memory = self.encoder(source, source_layout)
+        return self.decoder.init_cache(len(source_layout) * num_beams, memory, source_layout)
 
     def step(self, ids: Tensor, cache: KVCache) -> Tensor:  # int64 [r] -> [r, v]
         "Scores of the token after the newest one of each row."
-        hidden = self.decoder.step(self.encoder.embed(ids, cache.now), cache)
+        x = self.encoder.embed(ids, cache.query_layout, cache.position_ids)
+        hidden = self.decoder.step(x, cache)
         return F.linear(hidden, self.encoder.embedding.weight)
 
 # %% ../nbs/13_decoder.ipynb #d99db527
@@ -270,7 +263,7 @@ def next_log_probs(
     cache: KVCache,
     force_eos: Tensor,  # bool [r], rows that have no room for more than [SEP]
 ) -> Tensor:  # float32 [r, v]
-    "The log-probability of each next token; what must not be written has none."
+    "The log-probabilities of the next token, without the tokens that are never generated."
     logp = model.step(ids, cache).float().log_softmax(-1)
     logp[:, SUPPRESSED_IDS] = -torch.inf
     others = torch.arange(logp.shape[1], device=logp.device) != SEP_ID
@@ -283,87 +276,101 @@ def _until_end(tokens: Tensor) -> list[list[int]]:
 
 # %% ../nbs/13_decoder.ipynb #eb559952
 @torch.no_grad()
-def write(
+def generate(
     model: CausalLM | Transformer,
-    cache: KVCache,  # from `model.start`
-    limits: Tensor,  # int64 [r], the most tokens that each row may get
-    choose: Callable[[Tensor], Tensor],  # log-probabilities [r, v] -> token ids [r]
+    cache: KVCache,  # from `model.init_cache`
+    max_new_tokens: Tensor,  # int64 [r], the most tokens that each row may get
+    sample_fn: Callable[[Tensor], Tensor],  # log-probabilities [r, v] -> token ids [r]
 ) -> list[list[int]]:  # the tokens of each row, without [CLS] and [SEP]
-    "Let rows grow by one token a step, as `choose` says; those that are complete leave the batch."
-    out = limits.new_full((len(limits), int(limits.max()) + 1), SEP_ID)
-    rows, ids = torch.arange(len(limits), device=limits.device), torch.full_like(limits, CLS_ID)
+    "Extend rows by one token per step, chosen by `sample_fn`; complete rows leave the batch."
+    out = max_new_tokens.new_full((len(max_new_tokens), int(max_new_tokens.max()) + 1), SEP_ID)
+    rows = torch.arange(len(max_new_tokens), device=max_new_tokens.device)
+    ids = torch.full_like(max_new_tokens, CLS_ID)
     for step in range(out.shape[1]):
-        ids = choose(next_log_probs(model, ids, cache, limits[rows] <= step))
+        ids = sample_fn(next_log_probs(model, ids, cache, max_new_tokens[rows] <= step))
         out[rows, step] = ids
-        on = (ids != SEP_ID).nonzero().squeeze(1)
-        if not len(on):
+        unfinished = (ids != SEP_ID).nonzero().squeeze(1)
+        if not len(unfinished):
             break
-        if len(on) < len(ids):
-            rows, ids = rows[on], ids[on]
-            cache.take(on, on)
+        if len(unfinished) < len(ids):
+            rows, ids = rows[unfinished], ids[unfinished]
+            cache.reorder(unfinished, unfinished)
     return _until_end(out)
 
 # %% ../nbs/13_decoder.ipynb #2a69c493
 def greedy(logp: Tensor) -> Tensor:  # [r, v] -> [r]
-    "The likeliest token of each row: a `choose` for `write`."
+    "The likeliest token of each row: a `sample_fn` for `generate`."
     return logp.argmax(-1)
 
 
-def sampler(
-    temperature: float = 1.0,  # below 1: bolder than the model is, above 1: wilder
-    top: int = 50,  # only the likeliest tokens can be drawn
+def top_k_sampler(
+    temperature: float = 1.0,  # below 1: sharper than the model's distribution, above 1: flatter
+    top_k: int = 50,  # only the likeliest tokens can be drawn
     seed: int = 0,
 ) -> Callable[[Tensor], Tensor]:
-    "A `choose` for `write` that draws tokens."
-    dice = torch.Generator().manual_seed(seed)
+    "A `sample_fn` for `generate` that draws from the likeliest tokens."
+    if not temperature > 0 or top_k < 1:
+        problem = f"temperature is {temperature}, top_k is {top_k}"
+        raise BertlabError(problem, hint="Give a temperature above 0 and a top_k of 1 or more")
+    generator = torch.Generator().manual_seed(seed)
 
-    def choose(logp: Tensor) -> Tensor:  # [r, v] -> [r]
-        best, ids = logp.topk(min(top, logp.shape[1]))
-        drawn = torch.multinomial((best / temperature).softmax(-1).cpu(), 1, generator=dice)
+    def sample(logp: Tensor) -> Tensor:  # [r, v] -> [r]
+        best, ids = logp.topk(min(top_k, logp.shape[1]))
+        drawn = torch.multinomial((best / temperature).softmax(-1).cpu(), 1, generator=generator)
         return ids.gather(1, drawn.to(ids.device)).squeeze(1)
 
-    return choose
+    return sample
 
 # %% ../nbs/13_decoder.ipynb #963e0ab2
-def length_penalty(n, alpha: float):
-    "What log-probabilities of n tokens are divided by, so that short sentences do not win by being short (Wu et al., 2016)."
-    return ((5 + n) / 6) ** alpha
+def length_norm(n, length_penalty: float):
+    "Divisor for the log-probability of n tokens, so that short sentences do not win by being short."
+    return ((5 + n) / 6) ** length_penalty
 
 
 @dataclass(eq=False)
 class _Beams:
     "The state of a beam search over s sentences with b beams."
 
-    live: Tensor  # float32 [s, b], log-probabilities of the hypotheses that grow
+    live: Tensor  # float32 [s, b], log-probabilities of the unfinished hypotheses
     tokens: Tensor  # int64 [s, b, n], their tokens
     best: Tensor  # float32 [s], score of the best complete hypothesis
     best_tokens: Tensor  # int64 [s, n]
-    limits: Tensor  # int64 [s]
+    max_new_tokens: Tensor  # int64 [s]
 
-    def take(self, sentences: Tensor):
-        "Go on with some of the sentences."
+    @classmethod
+    def start(cls, max_new_tokens: Tensor, num_beams: int) -> "_Beams":
+        "One empty hypothesis per sentence; the other beams have no probability yet."
+        s, n, device = len(max_new_tokens), int(max_new_tokens.max()) + 1, max_new_tokens.device
+        live = torch.full((s, num_beams), -torch.inf, device=device)
+        live[:, 0] = 0.0
+        tokens = max_new_tokens.new_full((s, num_beams, n), SEP_ID)
+        best = torch.full((s,), -torch.inf, device=device)
+        return cls(live, tokens, best, tokens[:, 0].clone(), max_new_tokens)
+
+    def select(self, sentences: Tensor):
+        "Keep some of the sentences."
         for name, value in vars(self).items():
             setattr(self, name, value[sentences])
 
 # %% ../nbs/13_decoder.ipynb #6e1fe188
 def _extend(
-    beams: _Beams, logp: Tensor, step: int, alpha: float
+    beams: _Beams, logp: Tensor, step: int, length_penalty: float
 ) -> tuple[Tensor, Tensor]:  # parents, ids: int64 [s, b]
-    "Give each hypothesis one more token: keep the best complete one, and the b best that go on."
+    "Give each hypothesis one more token: keep the best complete one, and the b best unfinished ones."
     s, b = beams.live.shape
     vocab = logp.shape[-1]
-    score, at = (
-        (beams.live[:, :, None] + logp).flatten(1).topk(min(2 * b, b * vocab))
-    )  # [s, c]; at most b of them end
+    scores = (beams.live[:, :, None] + logp).flatten(1)  # [s, b * v]
+    score, at = scores.topk(min(2 * b, b * vocab))  # at most b of them end
     parent, token = at // vocab, at % vocab
     ends = token == SEP_ID
-    final, which = (score.masked_fill(~ends, -torch.inf) / length_penalty(step + 1, alpha)).max(1)
+    final = score.masked_fill(~ends, -torch.inf) / length_norm(step + 1, length_penalty)
+    final, which = final.max(1)
     winner = beams.tokens[torch.arange(s), parent.gather(1, which[:, None]).squeeze(1)]
     better = final > beams.best
     beams.best = torch.where(better, final, beams.best)
     beams.best_tokens = torch.where(better[:, None], winner, beams.best_tokens)
-    beams.live, kept = score.masked_fill(ends, -torch.inf).topk(b)
-    parent, token = parent.gather(1, kept), token.gather(1, kept)
+    beams.live, top = score.masked_fill(ends, -torch.inf).topk(b)
+    parent, token = parent.gather(1, top), token.gather(1, top)
     beams.tokens = beams.tokens.gather(1, parent[:, :, None].expand_as(beams.tokens))
     beams.tokens[:, :, step] = token
     return parent, token
@@ -372,54 +379,50 @@ def _extend(
 @torch.no_grad()
 def beam_search(
     model: CausalLM | Transformer,
-    cache: KVCache,  # from `model.start` with `beams` rows a sentence
-    limits: Tensor,  # int64 [s], the most tokens that each sentence may get
-    beams: int = 4,  # hypotheses that grow side by side
-    alpha: float = 0.6,  # length penalty: 0 for none
+    cache: KVCache,  # from `model.init_cache` with `num_beams` rows per sentence
+    max_new_tokens: Tensor,  # int64 [s], the most tokens that each sentence may get
+    num_beams: int = 4,  # hypotheses that are extended side by side
+    length_penalty: float = 0.6,  # exponent of the length; 0 for none
 ) -> tuple[list[list[int]], Tensor]:  # tokens without [CLS] and [SEP], and scores [s]
     "The best sentence that a beam search finds, for each source sentence."
-    s, n, device = len(limits), int(limits.max()) + 1, limits.device
-    out, scores = limits.new_full((s, n), SEP_ID), torch.empty(s, device=device)
-    live = torch.full((s, beams), -torch.inf, device=device).index_fill(
-        1, torch.zeros(1, dtype=torch.long, device=device), 0.0
-    )
-    state = _Beams(
-        live,
-        limits.new_full((s, beams, n), SEP_ID),
-        torch.full((s,), -torch.inf, device=device),
-        out.clone(),
-        limits,
-    )
-    sentences, ids = torch.arange(s, device=device), limits.new_full((s, beams), CLS_ID)
-    for step in range(n):
-        force_eos = (state.limits <= step).repeat_interleave(beams)
-        logp = next_log_probs(model, ids.flatten(), cache, force_eos).view(len(sentences), beams, -1)
-        parent, ids = _extend(state, logp, step, alpha)
-        out[sentences], scores[sentences] = state.best_tokens, state.best
-        upper_bound = state.live[:, 0] / length_penalty(
-            state.limits + 1, alpha
-        )  # no descendant can score higher
-        on = (upper_bound > state.best).nonzero().squeeze(1)
-        if not len(on):
+    if num_beams < 1:
+        raise BertlabError(f"num_beams is {num_beams}", hint="Search with 1 beam or more")
+    beams = _Beams.start(max_new_tokens, num_beams)
+    out, scores = beams.best_tokens.clone(), beams.best.clone()
+    sentences = torch.arange(len(out), device=out.device)
+    ids = torch.full_like(beams.tokens[:, :, 0], CLS_ID)
+    for step in range(out.shape[1]):
+        force_eos = (beams.max_new_tokens <= step).repeat_interleave(num_beams)
+        logp = next_log_probs(model, ids.flatten(), cache, force_eos)
+        parent, ids = _extend(beams, logp.view(len(sentences), num_beams, -1), step, length_penalty)
+        out[sentences], scores[sentences] = beams.best_tokens, beams.best
+        # the longest continuation, at no further cost: no descendant can score higher
+        upper_bound = beams.live[:, 0] / length_norm(beams.max_new_tokens + 1, length_penalty)
+        open_ = (upper_bound > beams.best).nonzero().squeeze(1)
+        if not len(open_):
             break
-        sentences, ids = sentences[on], ids[on]
-        state.take(on)
-        cache.take((on[:, None] * beams + parent[on]).flatten(), on)
+        sentences, ids = sentences[open_], ids[open_]
+        beams.select(open_)
+        cache.reorder((open_[:, None] * num_beams + parent[open_]).flatten(), open_)
     return _until_end(out), scores
 
 # %% ../nbs/13_decoder.ipynb #00a06ee1
 @torch.no_grad()
-def cross_attention(
+def cross_attention_maps(
     model: Transformer,
     source: Tensor,  # int64 [u]
     source_layout: Layout,
     target: Tensor,  # int64 [t], `TargetBatch.inputs`
     target_layout: Layout,
-) -> list[list[Tensor]]:  # a layer, a sentence: [h, i, j], how much target place i looks at source token j
-    "The maps of cross-attention, for looking at."
-    maps, look = [], lambda attention, args, kwargs: maps.append(attention.weights(*args, **kwargs))
+) -> list[list[Tensor]]:  # per layer and sentence, weights [h, i, j] of target position i and source token j
+    "The weights of every cross-attention, for inspection."
+    maps = []
+
+    def record(attention, args, kwargs):
+        maps.append(attention.weights(*args, **kwargs))
+
     hooks = [
-        layer.cross_attn.register_forward_pre_hook(look, with_kwargs=True) for layer in model.decoder.layers
+        layer.cross_attn.register_forward_pre_hook(record, with_kwargs=True) for layer in model.decoder.layers
     ]
     try:
         model(source, source_layout, target, target_layout)
@@ -430,7 +433,7 @@ def cross_attention(
 
 # %% ../nbs/13_decoder.ipynb #e07dcc1f
 class CausalLMTask(Task):
-    "Teaches a `CausalLM` to guess the next token."
+    "Trains a `CausalLM` to predict the next token."
 
     def __init__(
         self,
@@ -440,7 +443,7 @@ class CausalLMTask(Task):
         chars_per_token: Tensor,  # int64 [v], characters of each token
         batch_size: int = 64,  # sentences
         seed: int = 0,
-        eval_sentences: int = 500,  # an evaluation looks at these many
+        eval_sentences: int = 500,  # validation sentences per evaluation
     ):
         self.model, self.train, self.valid, self.chars_per_token = model, train, valid, chars_per_token
         self.batch_size, self.seed, self.eval_sentences = batch_size, seed, eval_sentences
@@ -451,10 +454,10 @@ class CausalLMTask(Task):
 
     def loss(self, batch: PackedBatch, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
         batch = batch.to(self.model.decoder.positions.device)
-        taught = shift_right(batch.ids, batch.layout)
-        logits = self.model(taught.inputs, taught.layout)
-        loss = mlm_loss(logits, taught.targets)
-        sums = mlm_metrics(logits, taught.targets, self.chars_per_token.to(logits.device), loss)
+        shifted = shift_right(batch.ids, batch.layout)
+        logits = self.model(shifted.inputs, shifted.layout)
+        loss = mlm_loss(logits, shifted.targets)
+        sums = mlm_metrics(logits, shifted.targets, self.chars_per_token.to(logits.device), loss)
         return loss, sums | {"tokens": sums["masked"]}
 
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
@@ -463,5 +466,5 @@ class CausalLMTask(Task):
     def evaluate(self) -> dict[str, float]:
         picked = range(0, min(self.eval_sentences, len(self.valid)), self.batch_size)
         ends = [min(i + self.batch_size, self.eval_sentences, len(self.valid)) for i in picked]
-        sums = [self.loss(self.valid.batch(range(i, end)), 0)[1] for i, end in zip(picked, ends)]
-        return mlm_summary({name: sum(part[name] for part in sums) for name in sums[0]})
+        batches = (self.valid.batch(range(i, end)) for i, end in zip(picked, ends))
+        return mlm_summary(sum_metrics(self.loss(batch, 0)[1] for batch in batches))

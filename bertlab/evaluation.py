@@ -8,6 +8,7 @@ __all__ = ['classification_scores', 'per_class_scores', 'kfold', 'holdout', 'bas
 
 # %% ../nbs/11_evaluation.ipynb #042daf91
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ def classification_scores(
     labels: np.ndarray,  # int [s]
     probabilities: np.ndarray,  # [s, classes]
 ) -> dict[str, float]:
-    "Accuracy, precision, recall and F1: of class 1, the positive one, if there are two, else the mean over the classes."
+    "Accuracy, precision, recall and F1: of two classes those of class 1, of more the mean over all classes."
     from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
     n_classes, predicted = probabilities.shape[1], probabilities.argmax(1)
@@ -95,7 +96,9 @@ def holdout(
         if (held_counts + counts[group] <= wanted)[counts[group] > 0].all():
             held[group] = True
             held_counts += counts[group]
-    for c in np.flatnonzero(held_counts == 0):  # all its groups are larger than its fraction: take the smallest
+    for c in np.flatnonzero(
+        held_counts == 0
+    ):  # all its groups are larger than its fraction: take the smallest
         mine = order[counts[order, c] > 0]
         held[mine[counts[mine].sum(1).argmin()]] = True
     for c in np.flatnonzero(counts[~held].sum(0) == 0):  # nothing is left to train on: give the largest back
@@ -112,7 +115,7 @@ def baseline_models() -> dict:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline, make_union
 
-    tfidf = lambda **options: TfidfVectorizer(sublinear_tf=True, min_df=2, **options)
+    tfidf = partial(TfidfVectorizer, sublinear_tf=True, min_df=2)
     both = make_union(tfidf(ngram_range=(1, 2)), tfidf(analyzer="char_wb", ngram_range=(2, 5)))
     return {
         "majority class": make_pipeline(tfidf(), DummyClassifier(strategy="prior")),
@@ -203,7 +206,18 @@ def top_errors(
 
 # %% ../nbs/11_evaluation.ipynb #05a3ffa1
 _TARGET_NAMES = {
-    "0": {"0", "0.0", "ordinary", "normal", "no", "false", "no disaster", "not disaster", "no_disaster", "not_disaster"},
+    "0": {
+        "0",
+        "0.0",
+        "ordinary",
+        "normal",
+        "no",
+        "false",
+        "no disaster",
+        "not disaster",
+        "no_disaster",
+        "not_disaster",
+    },
     "1": {"1", "1.0", "disaster", "real disaster", "yes", "true", "real"},
 }
 

@@ -23,7 +23,7 @@ BITS_32 = 0xFFFFFFFF
 def hash32(
     x,  # an int, or a tensor of int64, of which the lowest 32 bits count
 ):  # the same kind of thing, from 0 to 2**32 - 1
-    "The hash lowbias32: a permutation of the 32-bit numbers in which every input bit affects every output bit."
+    "The hash lowbias32, a permutation of the 32-bit numbers: every input bit affects every output bit."
     x = (x & BITS_32) + 0x9E3779B9 & BITS_32  # without a step away from it, 0 would stay 0
     x = (x ^ (x >> 16)) * 0x7FEB352D & BITS_32
     x = (x ^ (x >> 15)) * (0x846CA68B - 2**32) & BITS_32  # 2**32 less: the same in 32 bits, no overflow in 64
@@ -117,7 +117,7 @@ def mask_batch(
     seed: int,
     epoch: int,  # from 0
 ) -> MaskedBatch:
-    "Hide some tokens of every sentence: a pure function of (seed, epoch, sentence), on the device of the batch."
+    "Hide some tokens of every sentence: a pure function of seed, epoch and sentence, on the batch's device."
     if vocab_size <= len(SPECIAL_TOKENS):
         problem = f"a vocabulary of {vocab_size} has no token to replace another"
         raise BertlabError(problem, hint="Train the tokenizer on more text")

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from .bpe import MASK_ID
+from .bpe import MASK_ID, WORD_START
+from .core.distributed import sum_metrics
 from .core.files import BertlabError
 from .core.saving import check_vocabulary, load_model_folder, save_model_folder
 from .encoder import Encoder, EncoderConfig, parse_encoder_config
@@ -38,8 +39,8 @@ class MaskedLM(nn.Module):
     def forward(
         self,
         masked: MaskedBatch,
-    ) -> Tensor:  # logits [m, v], of the masked rows only
-        "Scores of every token of the vocabulary at every masked row."
+    ) -> Tensor:  # logits [m, v], of the masked positions only
+        "Scores of every token of the vocabulary at every masked position."
         hidden = self.encoder(masked.inputs, masked.layout, select=masked.masked_indices)  # [m, d]
         return F.linear(hidden, self.encoder.embedding.weight)
 
@@ -69,8 +70,8 @@ def mlm_metrics(
     chars_per_token: Tensor,  # int [v], characters of each token
     loss: Tensor | None = None,  # `mlm_loss` of the same logits, when it is known already
 ) -> dict[str, Tensor]:  # 0-dim tensors, on the device of the logits
-    "Sums over the masked tokens, to be added up over batches: nats, hits, tokens, characters."
-    masked = torch.tensor(len(targets), device=targets.device)
+    "Sums over the masked tokens, to be added up over batches: nats, correct predictions, tokens, characters."
+    masked = torch.full((), len(targets), device=targets.device)  # filled on the device: torch.tensor waits
     loss = mlm_loss(logits, targets) if loss is None else loss
     return {
         "nll": (loss.detach() * masked).double(),
@@ -83,7 +84,7 @@ def mlm_metrics(
 def mlm_summary(
     sums: dict[str, Tensor],  # what `mlm_metrics` gave, added up
 ) -> dict[str, float]:
-    "Loss a token (nats), accuracy, and bits a masked character, from sums."
+    "Loss per token (nats), accuracy, and bits per masked character, from sums."
     nll, correct, masked, chars = (float(sums[k]) for k in ("nll", "correct", "masked", "chars"))
     return {
         "loss": nll / masked,
@@ -96,7 +97,7 @@ def mlm_summary(
 def eval_mode(
     *models: nn.Module,
 ):
-    "Without dropout and without gradients while the block runs; afterwards each model is in the mode in which it was."
+    "No dropout and no gradients inside the block; restores each model's previous mode."
     modes = [model.training for model in models]
     try:
         with torch.no_grad():
@@ -111,31 +112,25 @@ def evaluate_mlm(
     batches: Iterable[MaskedBatch],  # on any device
     chars_per_token: Tensor,  # int [v]
 ) -> dict[str, float]:
-    "Loss, accuracy and bits per masked character over all batches, each token weighing the same."
+    "Loss, accuracy and bits per masked character over all batches, each token with the same weight."
     device = next(model.parameters()).device
     chars_per_token = chars_per_token.to(device)
-    totals = None
     with eval_mode(model):
-        for masked in batches:
-            masked = masked.to(device)
-            sums = mlm_metrics(model(masked), masked.targets, chars_per_token)
-            totals = sums if totals is None else {k: totals[k] + sums[k] for k in sums}
-    if totals is None:
-        raise BertlabError(
-            "there is no sentence to evaluate on", hint="Give more text, or a larger validation part"
-        )
+        on_device = (masked.to(device) for masked in batches)
+        totals = sum_metrics(mlm_metrics(model(m), m.targets, chars_per_token) for m in on_device)
+    if not totals:
+        raise BertlabError("no sentence to evaluate on", hint="Give more text, or a larger validation part")
     return mlm_summary(totals)
 
 # %% ../nbs/07_mlm.ipynb #44955c50
 def unigram_baseline(
-    token_counts: Tensor,  # int [v], how often each token stands in the training text
+    token_counts: Tensor,  # int [v], how often each token occurs in the training text
     targets: Tensor,  # int64 [m], masked tokens of the validation text
     chars_per_token: Tensor,  # int [v]
 ) -> dict[str, float]:
-    "What a model scores that knows only how frequent each token is, in the terms of `evaluate_mlm`."
-    p = (token_counts.double() + 1) / (
-        token_counts.sum() + len(token_counts)
-    )  # one more of each, so that none is impossible
+    "The metrics of `evaluate_mlm` for a model that knows only how frequent each token is."
+    p = token_counts.double() + 1  # one more of each, so that none is impossible
+    p /= p.sum()
     sums = {
         "nll": -p[targets].log().sum(),
         "correct": (targets == token_counts.argmax()).sum(),
@@ -149,18 +144,24 @@ def encode_masked(
     tokenizer: Tokenizer,
     text: str,  # with [MASK] in it, once or more
     max_len: int,  # tokens that the model can take
-) -> tuple[Tensor, Tensor]:  # ids int64 [t], rows of the masks int64 [m]
-    "Token ids of a text in which each [MASK] is one hidden token."
-    first, *others = [
-        tokenizer.encode(piece).ids for piece in re.split(r"\[mask\]", text, flags=re.IGNORECASE)
-    ]
-    if not others:
+) -> tuple[Tensor, Tensor]:  # ids int64 [t], positions of the masks int64 [m]
+    "Token ids of a text in which each [MASK] is one masked token, cut as in training."
+    hole = next(chr(c) for c in range(0xE000, 0xF900) if chr(c) not in text)  # a character for private use
+    text, n_masks = re.subn(r"\[mask\]", hole, text, flags=re.IGNORECASE)
+    if not n_masks:
         raise BertlabError("the text has no [MASK] to fill", hint="Write [MASK] where a word is missing")
-    ids = torch.tensor(first + [i for piece in others for i in [MASK_ID, *piece]])
+    ids = []
+    for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text)):
+        before, *after = word.split(hole)
+        if before != WORD_START or not after:  # a mask that begins a word takes the word-start mark with it
+            ids += [token.id for token in tokenizer.model.tokenize(before)]
+        for piece in after:
+            ids += [MASK_ID, *(token.id for token in tokenizer.model.tokenize(piece))]
     if len(ids) > max_len:
         raise BertlabError(
             f"the text has {len(ids)} tokens, the model takes {max_len}", hint="Shorten the text"
         )
+    ids = torch.tensor(ids)
     return ids, (ids == MASK_ID).nonzero().squeeze(1)
 
 
@@ -168,16 +169,16 @@ def fill_mask(
     model: MaskedLM,
     tokenizer: Tokenizer,
     text: str,  # with [MASK] in it, once or more
-    top: int = 5,  # guesses for each mask
+    top_k: int = 5,  # predictions for each mask
 ) -> list[list[tuple[str, float]]]:  # for each mask, the likeliest tokens with their probabilities
     "The likeliest tokens for each [MASK] in a text."
+    if top_k < 1:
+        raise BertlabError(f"top_k is {top_k}", hint="Ask for 1 prediction or more")
     ids, rows = encode_masked(tokenizer, text, model.config.max_len)
     masked = MaskedBatch(ids, Layout.from_lengths([len(ids)]), rows, ids[rows])
     with eval_mode(model):
         logits = model(masked.to(next(model.parameters()).device)).float().cpu()
-    if top < 1:
-        raise BertlabError(f"{top} guesses are asked for", hint="Ask for 1 or more")
-    p, tokens = logits.softmax(-1).topk(min(top, logits.shape[-1]))
+    p, tokens = logits.softmax(-1).topk(min(top_k, logits.shape[-1]))
     return [[(tokenizer.id_to_token(i), q) for i, q in zip(*row)] for row in zip(tokens.tolist(), p.tolist())]
 
 # %% ../nbs/07_mlm.ipynb #85a958dc

@@ -27,7 +27,7 @@ class Layout:
 
     def __init__(
         self,
-        offsets: Tensor,  # int64 [s+1], on the device of the tokens; offsets[0] is 0; flash-attention's `cu_seqlens`
+        offsets: Tensor,  # int64 [s+1], offsets[0] is 0, on the tokens' device; flash-attention's `cu_seqlens`
         max_seqlen: int,  # tokens of the longest sentence, known on the host so that no kernel waits for it
         n_tokens: int,  # offsets[-1], likewise
     ):
@@ -70,7 +70,7 @@ class Layout:
 
     @cached_property
     def pad_index(self) -> tuple[Tensor, Tensor]:  # int64 [s, max_seqlen], bool [s, max_seqlen]
-        "The flat row of each place in a padded view (pads point at row 0), and a mask that is True at real tokens."
+        "The flat row of each place in a padded view (0 for padding), and a mask that is True at real tokens."
         place = torch.arange(self.max_seqlen, device=self.offsets.device)
         mask = place < self.lengths[:, None]
         return torch.where(mask, self.offsets[:-1, None] + place, 0), mask

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .core.checkpoints import prune_checkpoints, resume, save_checkpoint
-from .core.distributed import widen
+from .core.distributed import sum_dtype, widen
 from .core.files import BertlabError, fingerprint, write_json
 from .core.records import list_checkpoints
 
@@ -289,7 +289,8 @@ class _Run:
             raise BertlabError(
                 f"epochs is {config.epochs:g}, {taken:g} are trained already", folder, hint=hint
             )
-        self.sums = {k: widen(torch.tensor(v, device=self.device)) for k, v in self.state.sums.items()}
+        wide = {"dtype": sum_dtype(self.device), "device": self.device}
+        self.sums = {name: torch.tensor(value, **wide) for name, value in self.state.sums.items()}
         self.diverged = torch.zeros((), dtype=torch.bool, device=self.device)
         self.started = time.perf_counter() - self.state.seconds
         self.saved_at = time.perf_counter()

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import importlib
 import json
+import logging
 import os
 import secrets
 import sys
@@ -33,7 +34,9 @@ def _ray_token() -> str:
 def _loopback_options():
     "How Ray is started on this machine: private, and on the loopback address only."
     variables = {"RAY_AUTH_TOKEN": _ray_token(), "RAY_AUTH_MODE": "token"}
-    variables |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # Ray's switch for "this machine only", on Linux, too
+    variables |= {
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"
+    }  # Ray's switch for "this machine only", on Linux, too
     with watched_folder() as folder, changed_environ(**variables), contextlib.ExitStack() as stack:
         if "ray" in sys.modules:  # it has read its environment already
             os.environ.pop("RAY_AUTH_MODE")  # unset, it is "token" from Ray 2.60 on
@@ -73,15 +76,25 @@ def ray_session(
             yield ray
             return
         try:
-            ray.init(log_to_driver=False, logging_level="error", **options)
-            if not address:
-                _check_loopback(ray)
+            _init(ray, options)
             yield ray
-        except ConnectionError as e:
-            hint = "Check the address, and that the cluster runs"
-            raise BertlabError(f"no Ray cluster answers ({e})", address, hint=hint) from None
         finally:
             ray.shutdown()
+
+
+def _init(ray, options: dict, attempts: int = 2):
+    "Start Ray, or join a cluster; on a busy machine it may need a second attempt."
+    try:
+        ray.init(log_to_driver=False, logging_level="error", **options)
+    except Exception as e:  # Ray raises bare exceptions
+        ray.shutdown()
+        if attempts > 1:
+            return _init(ray, options, attempts - 1)
+        hint = "Check the address of the cluster; or choose --workers, which does without Ray"
+        raise BertlabError(f"Ray did not start ({str(e).strip().splitlines()[0]})", hint=hint) from None
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are results, and told as such
+    if options["address"] == "local":
+        _check_loopback(ray)
 
 # %% ../../nbs/core/09_cluster.ipynb #c131d29b
 def source_fingerprint() -> str:
@@ -121,7 +134,9 @@ def run_with_ray(
     work: Callable,  # a function of (inputs, job, report) that returns a dict; JSON can write it
     inputs,  # what all jobs share; can be pickled
     jobs: Sequence,
-    save_result: Callable[[int, dict | None, str], None],  # number, result, and finished, stopped early or failed
+    save_result: Callable[
+        [int, dict | None, str], None
+    ],  # number, result, and finished, stopped early or failed
     address: str | None = None,  # of a running cluster; None starts Ray on this machine
     gpus: float = 0,  # per job; may be a fraction
     asha: bool = False,  # stop what lags behind early (Li et al., arXiv:1810.05934)
@@ -139,7 +154,10 @@ def run_with_ray(
             scheduler = tune.schedulers.ASHAScheduler(metric="score", mode="max", grace_period=2)
         config = {"scheduler": scheduler, "reuse_actors": True, "trial_dirname_creator": _trial_dirname}
         run = {"storage_path": folder, "name": "tune", "verbose": 0}
-        run |= {"failure_config": tune.FailureConfig(max_failures=1), "callbacks": [_result_saver(save_result)]}
+        run |= {
+            "failure_config": tune.FailureConfig(max_failures=1),
+            "callbacks": [_result_saver(save_result)],
+        }
         tune.Tuner(
             tune.with_resources(trainable, {"cpu": 1, "gpu": gpus}),
             param_space={"number": tune.grid_search(list(range(len(jobs))))},

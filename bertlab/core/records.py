@@ -102,7 +102,8 @@ def check_out(
     "Refuse a folder for a run that is a model's, that holds the command's input, or that is none."
     out = Path(out).expanduser()
     real, hint = Path(os.path.realpath(out)), "Choose a new folder"
-    if real == Path(real.anchor) or (real.exists() and not real.is_dir()):
+    existing = next(path for path in (real, *real.parents) if path.exists())
+    if real == Path(real.anchor) or not existing.is_dir():
         raise BertlabError("is not a folder that a run can live in", out, hint=hint)
     for source in inputs:
         path = Path(os.path.realpath(Path(source).expanduser()))

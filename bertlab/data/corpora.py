@@ -65,7 +65,7 @@ def _hash_file(path: Path) -> str:
 def content_fingerprint(
     path: str | Path,  # a file of any size
 ) -> str:  # 16 hexadecimal digits
-    "A fingerprint of all bytes of a file; of a large one it is computed once, and again when the file changes."
+    "A fingerprint of all bytes of a file; of a large file it is computed again only when the file changes."
     path = Path(path)
     stat = path.stat()
     state = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
@@ -208,7 +208,7 @@ def _known_name(name_or_path: str | Path) -> tuple[str, list[Path]] | None:
 
 
 def _locate(name_or_path: str | Path) -> tuple[str, list[Path], list[str]]:
-    "The format, the files and the notes of a name or a path; what exists as a path with a corpus is that path."
+    "The format, the files and the notes of a name or a path; a path that holds a corpus goes first."
     path, notes = Path(name_or_path).expanduser(), []
     if not str(name_or_path).strip():
         raise BertlabError("no corpus is named", hint="Give a path, or choose default or messages")
@@ -217,7 +217,9 @@ def _locate(name_or_path: str | Path) -> tuple[str, list[Path], list[str]]:
         try:
             detect_format(path)
             named = False
-            notes = [f"{path} is a file or folder here, so it is read, and not the built-in corpus {name_or_path}"]
+            notes = [
+                f"{path} is a file or folder here, so it is read, and not the built-in corpus {name_or_path}"
+            ]
         except BertlabError:
             notes = [f"{path} is a folder here, but no corpus: the built-in corpus {name_or_path} is read"]
     if named and (known := _known_name(name_or_path)):
@@ -264,19 +266,22 @@ def _hub_column(frame, name: str):
     "A column of a downloaded table; what is there instead, if it is missing."
     if name not in frame:
         problem = f"the data set has no column {name!r}, only {', '.join(map(str, frame.columns))}"
-        raise BertlabError(problem, hint="It has changed on the hub: choose another corpus, or tell bertlab's authors")
+        raise BertlabError(
+            problem, hint="It has changed on the hub: choose another corpus, or tell bertlab's authors"
+        )
     return frame[name]
 
 
 def _convert_pairs(frame, folder: Path):
     "OPUS: a column `translation` that holds {en, ko}."
-    one_line = lambda text: " ".join(text.split())
     pairs = _hub_column(frame, "translation")
     if not all(isinstance(pair, dict) and {"ko", "en"} <= set(pair) for pair in pairs):
         problem = "the column translation of the data set does not hold ko and en"
         raise BertlabError(problem, hint="It has changed on the hub: choose another corpus")
-    rows = (f"{one_line(pair['ko'])}\t{one_line(pair['en'])}" for pair in pairs if pair["ko"] and pair["en"])
-    _write_lines(folder / "pairs.tsv.zst", chain(["ko\ten"], rows))
+    cells = (
+        [" ".join(pair[lang].split()) for lang in ("ko", "en")] for pair in pairs if pair["ko"] and pair["en"]
+    )
+    _write_lines(folder / "pairs.tsv.zst", chain(["ko\ten"], map("\t".join, cells)))
 
 
 def _convert_documents(frame, folder: Path):
@@ -334,7 +339,7 @@ MANUAL_DATASETS: dict[str, str] = {
 
 # %% ../../nbs/data/04_corpora.ipynb #15df6726
 def _verify(path: Path, sha256: str | None, blob_id: str):
-    "Refuse a download that is not what the hub promised: a large file by its SHA-256, a small one by its id in git."
+    "Refuse a download whose SHA-256, or for a small file its id in git, is not what the hub promised."
     if sha256:
         whole = file_sha256(path) == sha256
     else:

@@ -22,9 +22,20 @@ from hashlib import blake2b
 from pathlib import Path
 
 import joblib
+import pandas as pd
 from tqdm.auto import tqdm
 
-from ..core.files import atomic_path, cache_dir, file_sha256, fingerprint, folder_lock, holds_only, write_json
+from bertlab.core.files import (
+    BertlabError,
+    atomic_path,
+    cache_dir,
+    file_sha256,
+    fingerprint,
+    folder_lock,
+    holds_only,
+    read_json,
+    write_json,
+)
 from .text import near_duplicate_key, normalize, read_lines, split_sentences
 
 # %% ../../nbs/data/02_docstrings.ipynb #3ce0f3db
@@ -73,7 +84,7 @@ def installed_libraries() -> dict[str, str]:  # name -> version
 
 # %% ../../nbs/data/02_docstrings.ipynb #c8c1794d
 def _sources(library: str) -> dict[str, Path]:
-    "The Python files of a library by name, in a fixed order, without its tests and without what others wrote."
+    "The Python files of a library by name, in a fixed order, without tests and without vendored code."
     if library == "python":
         root = top = Path(sysconfig.get_path("stdlib"))
     else:
@@ -166,7 +177,7 @@ _GOOGLE_ENTRY = re.compile(r"\*{0,2}[\w.]+(?:, *\*{0,2}\w+)*(?: *\(.*?\))?: +(.*
 
 # %% ../../nbs/data/02_docstrings.ipynb #6ad6dd46
 class _DocstringParser:
-    "Collects the paragraphs of one docstring, line by line, with the section that each stands in."
+    "Collects the paragraphs of one docstring, line by line, with the section of each."
 
     def __init__(self):
         self.paragraphs: list[tuple[str, str]] = []
@@ -202,7 +213,7 @@ class _DocstringParser:
 
 # %% ../../nbs/data/02_docstrings.ipynb #cc24c095
 def _read_line(prose: _DocstringParser, text: str, indent: int, following: str):
-    "Sort one line of a docstring that is neither blank nor inside something left out."
+    "Process one line of a docstring that is neither blank nor inside something left out."
     entries = prose.section in _ENTRIES
     if text.startswith((">>>", "In [")) or _TABLE_LINE.match(text):
         prose.end()
@@ -231,10 +242,10 @@ def _read_line(prose: _DocstringParser, text: str, indent: int, following: str):
 def docstring_prose(
     docstring: str,  # unindented, as from `find_docstrings`
 ) -> list[tuple[str, str]]:  # (section, paragraph)
-    "The paragraphs of prose in a docstring; code, doctests, tables, directives and lists of names are left out."
+    "The paragraphs of prose in a docstring, without code, doctests, tables, directives and lists of names."
     lines = docstring.split("\n")
     prose = _DocstringParser()
-    for line, following in zip(lines, lines[1:] + [""]):
+    for line, following in zip(lines, [*lines[1:], ""]):
         text = line.strip()
         indent = len(line) - len(line.lstrip())
         if not text:
@@ -314,7 +325,7 @@ def _extract_all(files: list[Path]) -> Iterator[list[tuple[str, str]]]:
 
 # %% ../../nbs/data/02_docstrings.ipynb #9cc13fd9
 def _write_docstrings(folder: Path, libraries: dict[str, str]):
-    "Read all docstrings, drop the sentences that stood before, and write the rest with a manifest."
+    "Read all docstrings, drop the sentences that occurred before, and write the rest with a manifest."
     sources = [(library, name, file) for library in libraries for name, file in _sources(library).items()]
     seen, by_library, by_section, words = set(), Counter(), Counter(), 0
     with open(folder / "sentences.tsv", "w", encoding="utf8", newline="\n") as out:
@@ -332,7 +343,7 @@ def _write_docstrings(folder: Path, libraries: dict[str, str]):
     write_json(
         folder / "manifest.json",
         {
-            "rules": EXTRACTION_VERSION,
+            "extraction_version": EXTRACTION_VERSION,
             "libraries": libraries,
             "files": len(sources),
             "sentences": len(seen),
@@ -343,16 +354,26 @@ def _write_docstrings(folder: Path, libraries: dict[str, str]):
         },
     )
 
-# %% ../../nbs/data/02_docstrings.ipynb #f1bd1214
+# %% ../../nbs/data/02_docstrings.ipynb #bb91fbb0
+def _is_intact(folder: Path) -> bool:
+    "Whether a cached corpus is what its manifest says."
+    try:
+        manifest, sentences = read_json(folder / "manifest.json"), folder / "sentences.tsv"
+        if file_sha256(sentences) != manifest["sha256"]:
+            return False
+        rows = sentences.read_bytes().count(b"\n") - 1  # without the header
+        return rows == manifest["sentences"] == sum(manifest["by_library"].values())
+    except (BertlabError, OSError, KeyError, TypeError, AttributeError):
+        return False
+
+
 def build_docstring_corpus() -> Path:  # holds sentences.tsv and manifest.json
-    "Where the embedded corpus is cached; it is built when it is missing, or when a library has changed."
+    "The cached embedded corpus; it is built when it is missing or damaged, or when a library has changed."
     libraries = installed_libraries()
     folder = cache_dir() / "corpora" / f"docstrings-{fingerprint([EXTRACTION_VERSION, libraries])}"
-    if not (folder / "manifest.json").exists():
+    if not _is_intact(folder):
         with folder_lock(folder):
-            if not (
-                folder / "manifest.json"
-            ).exists():  # another process may have built it while this one waited
+            if not _is_intact(folder):  # another process may have built it while this one waited
                 with atomic_path(folder, replaces=holds_only("sentences.tsv", "manifest.json")) as tmp_path:
                     tmp_path.mkdir()
                     _write_docstrings(tmp_path, libraries)
@@ -383,14 +404,13 @@ def mask_library_names(
 # %% ../../nbs/data/02_docstrings.ipynb #a9e8c7da
 def library_classification_data(
     per_class: int = 1500,  # sentences of each library, or as many as the smallest has
-    hide: bool = True,  # replace the libraries' names
-):  # DataFrame [text, label, group]: label is the library, group the file it stands in
+    mask_names: bool = True,  # replace the libraries' names
+) -> pd.DataFrame:  # text, label, group: label is the library, group the file in which the text is
     "Sentences for a first classifier: which library's documentation is this from?"
-    import pandas as pd
-
     frame = pd.DataFrame(docstrings(), columns=["text", "label", "section", "file"])
     frame = frame[frame.text.str.count(" ") >= 5]
-    frame["text"] = frame.text.map(mask_library_names) if hide else frame.text
+    if mask_names:
+        frame["text"] = frame.text.map(mask_library_names)
     frame["key"] = frame.text.map(near_duplicate_key)
     frame = frame[frame.groupby("key").label.transform("nunique") == 1].drop_duplicates("key")
     frame["order"] = [blake2b(k.encode("utf8", "replace"), digest_size=8).hexdigest() for k in frame.key]

@@ -23,7 +23,7 @@ from .text import check_file, near_duplicate_key
 
 # %% ../../nbs/data/05_labeled.ipynb #f32ed461
 def _misfit(header: list[str], rows: list[tuple[int, list[str]]]) -> tuple[int, list[str]] | None:
-    "The first row that has more or fewer cells than the header; empty cells at the end of all rows do not count."
+    "The first row with more or fewer cells than the header; an empty cell at the end of all rows is fine."
     width = len(header)
     if rows and all(len(cells) > width and not any(cells[width:]) for _, cells in rows):
         return None
@@ -41,7 +41,8 @@ def read_frame(
         raise BertlabError(f"two columns are called {doubled!r}", path, 1, "Rename or remove one of them")
     if misfit := _misfit(header, rows):
         row, cells = misfit
-        problem = f"has {len(cells)} cells, the header {len(header)}: {', '.join(cells)[:60]!r}"
+        problem = f"is not a CSV file: this row has {len(cells)} cells, the header {len(header)}"
+        problem += f" ({', '.join(cells)[:60]!r})"
         mark = "tabs" if table_delimiter(path) == "\t" else "commas"
         raise BertlabError(problem, path, row, f"Put a text that contains {mark} into double quotes")
     cells = [cells[: len(header)] for _, cells in rows]
@@ -73,13 +74,14 @@ class LabeledTexts:
 
 # %% ../../nbs/data/05_labeled.ipynb #86c16ab8
 POSITIVE_NAMES = set(
-    "1 + y t yes true positive pos spam fraud fraudulent scam phishing disaster toxic hate hateful abusive offensive "
-    "sarcastic sarcasm clickbait fake duplicate relevant anomaly anomalous attack malicious defect bug churn sick "
+    "1 + y t yes true positive pos spam fraud fraudulent scam phishing disaster toxic hate hateful abusive "
+    "offensive sarcastic sarcasm clickbait fake duplicate relevant anomaly anomalous attack malicious defect "
+    "bug churn sick "
     "긍정 예 참 스팸 사기 재난 악성".split()
 )
 NEGATIVE_NAMES = set(
-    "0 - -1 n f no false negative neg ham normal ordinary legit legitimate none other nothing benign genuine real clean "
-    "healthy irrelevant neutral 부정 아니오 거짓 정상".split()
+    "0 - -1 n f no false negative neg ham normal ordinary legit legitimate none other nothing benign genuine "
+    "real clean healthy irrelevant neutral 부정 아니오 거짓 정상".split()
 )
 
 
@@ -105,16 +107,22 @@ def _column(frame: pd.DataFrame, names: Sequence[str], path) -> pd.Series:
     there = ", ".join(repr(str(name)) for name in frame.columns[:12])
     wanted = " or ".join(map(repr, names))
     if found:
-        problem, hint = f"has the columns {' and '.join(map(repr, found))}", f"Keep one of them, with the labels: {wanted}"
+        problem, hint = (
+            f"has the columns {' and '.join(map(repr, found))}",
+            f"Keep one of them, with the labels: {wanted}",
+        )
     elif len(frame.columns) == 1 and ";" in there:
-        problem, hint = f"has no column {wanted} (it has {there})", "Separate the columns by commas, not semicolons"
+        problem, hint = (
+            f"has no column {wanted} (it has {there})",
+            "Separate the columns by commas, not semicolons",
+        )
     else:
         problem, hint = f"has no column {wanted} (it has {there})", "Name the columns text and label"
     raise BertlabError(problem, path, 1 if path is not None else None, hint)
 
 
 def _refuse(bad: pd.Series, problem: str, path):
-    "Raise with the number of the first bad row: as the file's index has it, or from 1 for a table without a file."
+    "Raise with the number of the first bad row: of the file, or from 1 for a table without a file."
     if bad.any():
         at = int(np.flatnonzero(bad)[0])
         row = at + 1 if path is None else int(bad.index[at])
@@ -129,11 +137,13 @@ def _label_strings(labels: pd.Series) -> pd.Series:  # of str
 
 
 def _lookalikes(names: Sequence[str]) -> list[str]:
-    "A note on classes whose names differ only in case, in spaces or in the way in which a character is written."
+    "A note on classes whose names differ only in case, in spaces or in the form of a character."
     alike: dict[str, list[str]] = {}
     for name in names:
         alike.setdefault(" ".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
-    return [f"{' and '.join(map(repr, same))} are different classes" for same in alike.values() if len(same) > 1]
+    return [
+        f"{' and '.join(map(repr, same))} are different classes" for same in alike.values() if len(same) > 1
+    ]
 
 # %% ../../nbs/data/05_labeled.ipynb #630be52c
 def _class_names(labels: pd.Series, positive: str | None, path) -> tuple[tuple[str, ...], list[str]]:
@@ -144,7 +154,9 @@ def _class_names(labels: pd.Series, positive: str | None, path) -> tuple[tuple[s
         raise BertlabError(problem, path, hint="Name the positive class as the table does")
     if len(names) != 2:
         return tuple(names), _lookalikes(names)
-    chosen, why = (positive, "as asked for") if positive else positive_class(names, [sum(labels == n) for n in names])
+    chosen, why = (
+        (positive, "as asked for") if positive else positive_class(names, [sum(labels == n) for n in names])
+    )
     other = names[1 - names.index(chosen)]
     return (other, chosen), [*_lookalikes(names), f"the positive class is {chosen!r} ({why})"]
 
@@ -152,7 +164,9 @@ def _class_names(labels: pd.Series, positive: str | None, path) -> tuple[tuple[s
 def validate_labels(
     frame: pd.DataFrame,  # columns text; label or target; optionally group
     names: Sequence[str] | None = None,  # the classes, if they are known; else all that occur
-    path: str | Path | None = None,  # where it was read from, for messages; then its index holds the row numbers
+    path: str
+    | Path
+    | None = None,  # where it was read from, for messages; then its index holds the row numbers
     positive: str | None = None,  # the class to look for, of two; None: chosen by name
 ) -> LabeledTexts:
     "Check a table of texts and labels: no text empty, no label missing or unknown, at least two classes."
@@ -170,10 +184,14 @@ def validate_labels(
     if "group" in frame:
         groups = frame["group"]
         _refuse(groups.isna() | (groups.astype(str) == ""), "the group is empty", path)
-        notes.append(f"the column 'group' decides what stays together in splits ({groups.nunique():,} groups)")
+        notes.append(
+            f"the column 'group' decides what stays together in splits ({groups.nunique():,} groups)"
+        )
     else:
         groups = texts.map(near_duplicate_key)
-        groups = groups.where(groups != "", texts)  # texts without a letter are not near-duplicates of each other
+        groups = groups.where(
+            groups != "", texts
+        )  # texts without a letter are not near-duplicates of each other
     numbers = np.array(labels.map(list(names).index), dtype=np.int64)
     return LabeledTexts(texts.tolist(), numbers, pd.factorize(groups)[0], tuple(names), tuple(notes))
 
@@ -232,18 +250,23 @@ def read_labeled(
     positive: str | None = None,  # the class to look for, of two; None: chosen by name
 ) -> LabeledTexts:
     "Labelled texts: the default, Kaggle's disaster tweets, or a table with the columns text and label."
-    if source == "default" and not Path("default").exists():
+    named = source == "default" and not any(p.is_file() for p in (Path(source), Path(source) / "train.csv"))
+    if named:
         return replace(validate_labels(library_classification_data(), positive=positive), notes=())
     path = Path(source).expanduser()
     path = path / "train.csv" if path.is_dir() else path
     if not path.exists():
-        raise BertlabError("no such file", path, hint="Give a CSV with the columns text and label, or 'default'")
+        raise BertlabError(
+            "no such file", path, hint="Give a CSV with the columns text and label, or 'default'"
+        )
     frame = read_frame(path)
     if not {"keyword", "target", "text"} <= set(frame.columns) or "label" in frame:
         return validate_labels(frame, path=path, positive=positive)
     tweets = read_tweets(path)
     labels = [TWEET_CLASSES[target] for target in tweets["target"]]
-    tweets = tweets.assign(text=tweet_inputs(tweets), label=labels).drop(columns="target").set_index(frame.index)
+    tweets = (
+        tweets.assign(text=tweet_inputs(tweets), label=labels).drop(columns="target").set_index(frame.index)
+    )
     if positive not in (None, *TWEET_CLASSES):
         raise BertlabError(f"no tweet has the label {positive!r}", path, hint="Choose disaster or ordinary")
     names = TWEET_CLASSES[::-1] if positive == TWEET_CLASSES[0] else TWEET_CLASSES

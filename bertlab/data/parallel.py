@@ -26,7 +26,8 @@ class Pairs:
 
     def __init__(
         self,
-        name_or_path: str | Path,  # "messages", the name of a downloaded corpus, or the path of a parallel one
+        name_or_path: str
+        | Path,  # "messages", the name of a downloaded corpus, or the path of a parallel one
         source: str = "ko",  # the language to translate from, ko or en; the other one is the target
         fraction: float = 1.0,  # use only this fraction of the pairs, chosen by a hash of their content
     ):

@@ -69,7 +69,7 @@ def corpus_files(
     paths: str | Path | Iterable[str | Path],  # files and folders
     suffixes: tuple[str, ...],  # which files of a folder to take
 ) -> list[Path]:
-    "The files at these paths; a folder stands for its files with one of these suffixes, in order of their names."
+    "The files at these paths; of a folder, those with one of these suffixes, in order of their names."
     paths = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
     found = []
     for path in paths:
@@ -139,7 +139,8 @@ def _is_quoted(path: Path, size: int, mtime_ns: int) -> bool:
 # %% ../../nbs/data/03_readers.ipynb #35b60458
 def read_table(
     path: str | Path,  # .csv or .tsv, plain, .gz or .zst
-    skipped: SkipCounts | None = None,  # count faulty lines here and go on; without it, they raise a BertlabError
+    skipped: SkipCounts
+    | None = None,  # count faulty lines here and go on; without it, they raise a BertlabError
 ) -> Iterator[tuple[int, list[str]]]:  # row number, cells; row 1 is the header, blank rows are left out
     "Stream the rows of a table; every cell is a string, as it is written."
     path, delimiter = check_file(path), table_delimiter(path)
@@ -171,7 +172,9 @@ def read_tweet_texts(
     header = next(rows, (1, []))[1]
     if header.count("text") != 1:
         problem = f"has no column 'text' (it has {', '.join(map(repr, header[:12]))})"
-        raise BertlabError(problem, path, 1, "Choose a table with one column text, such as Kaggle's train.csv")
+        raise BertlabError(
+            problem, path, 1, "Choose a table with one column text, such as Kaggle's train.csv"
+        )
     at = header.index("text")
     for row, cells in rows:
         if len(cells) != len(header):
@@ -224,12 +227,12 @@ def read_pairs(
 MAX_CELLS = 50_000_000  # of the rectangle around a sheet's cells; AI Hub's largest has 4 million
 MAX_UNZIPPED = 4 * 2**30  # bytes of a workbook, unzipped; AI Hub's largest has 0.3 GB
 _CELL_REFERENCE = re.compile(rb"""\br=["']([A-Z]{1,3})([0-9]{1,7})["']""")
-_DAMAGED = "Open it in a spreadsheet program and save it again, or download it again"
+_DAMAGED = "Download it again, or open it in a spreadsheet program and save it"
 
 
 @contextlib.contextmanager
 def _workbook_errors(path: Path):
-    "Whatever the libraries that read a workbook raise becomes a BertlabError; calamine's panics are no Exception."
+    "Turn whatever a library raises on a workbook into a BertlabError; calamine's panics are no Exception."
     try:
         yield
     except (BertlabError, KeyboardInterrupt, SystemExit, GeneratorExit):
@@ -262,8 +265,12 @@ def _check_size(archive: zipfile.ZipFile, path: Path):
                     rows = max(rows, int(digits))
                 rest = block[-32:]
         if _column_number(last) * rows > MAX_CELLS:
-            problem = f"a sheet reaches to column {last.decode()} and row {rows:,}, which does not fit into memory"
-            raise BertlabError(problem, path, hint="Delete the stray cells far away from the text, and save it")
+            problem = (
+                f"a sheet reaches to column {last.decode()} and row {rows:,}, which does not fit into memory"
+            )
+            raise BertlabError(
+                problem, path, hint="Delete the stray cells far away from the text, and save it"
+            )
 
 # %% ../../nbs/data/03_readers.ipynb #a5ac869e
 def _open_workbook(path: Path):
@@ -279,7 +286,10 @@ def _open_workbook(path: Path):
                 if info.filename.endswith(".xlsx") and not info.filename.startswith("__MACOSX")
             ]
             if len(inside) != 1:
-                problem, hint = f"holds {len(inside)} workbooks, not one", "Unzip it, or zip each workbook by itself"
+                problem, hint = (
+                    f"holds {len(inside)} workbooks, not one",
+                    "Unzip it, or zip each workbook by itself",
+                )
                 raise BertlabError(problem, path, hint=hint)
             if inside[0].file_size > MAX_UNZIPPED:
                 raise BertlabError("unzips to more than 4 GB", path, hint="Choose a workbook of sentences")
@@ -313,7 +323,9 @@ def _find_sheet(workbook, path: Path) -> tuple[Iterator[tuple[int, list]], list[
             return rows, [_cell(name) for name in header], ko, en
         except BertlabError as e:
             first_problem = first_problem or e
-    raise first_problem or BertlabError("holds no visible sheet", path, hint="Unhide the sheet with the sentences")
+    raise first_problem or BertlabError(
+        "holds no visible sheet", path, hint="Unhide the sheet with the sentences"
+    )
 
 # %% ../../nbs/data/03_readers.ipynb #261fc8e0
 def _read_workbook(path: Path, skipped: SkipCounts) -> Iterator[tuple[int, str, str]]:
@@ -352,7 +364,15 @@ def read_aihub(
                 yield korean, english
 
 # %% ../../nbs/data/03_readers.ipynb #7e2f65d7
-TEXT_KEYS = ("text", "content", "raw_content", "body", "document", "article", "sentence")  # the first that holds text
+TEXT_KEYS = (
+    "text",
+    "content",
+    "raw_content",
+    "body",
+    "document",
+    "article",
+    "sentence",
+)  # the first that holds text
 SUBSET_KEYS = ("pile_set_name", "redpajama_set_name", "set_name", "subset", "source")
 
 
@@ -399,7 +419,9 @@ def read_pile(
                     yield sentence, document[1]
     if not seen_subsets:
         problem = f"holds no document: no line is JSON with a text under {', '.join(TEXT_KEYS)}"
-        raise BertlabError(f"{problem}; the last begins {line[:60]!r}", files[0], hint="Rename the key of the text")
+        raise BertlabError(
+            f"{problem}; the last begins {line[:60]!r}", files[0], hint="Rename the key of the text"
+        )
     if subsets and not subsets & set(seen_subsets):
         known = ", ".join(sorted(filter(None, seen_subsets)))
         raise BertlabError(

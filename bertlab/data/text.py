@@ -25,7 +25,8 @@ def _characters(*spans: int | tuple[int, int]) -> list[str]:
     return [chr(c) for s in spans for c in (range(s[0], s[1] + 1) if isinstance(s, tuple) else [s])]
 
 
-_INVISIBLE_BREAKS = [  # control characters, spaces that NFKC leaves alone, zero-width marks, directions, byte order mark
+# control characters, spaces that NFKC leaves alone, zero-width marks, directions, byte order mark
+_INVISIBLE_BREAKS = [
     (0, 31),
     (127, 159),
     0x1680,
@@ -95,7 +96,7 @@ _NOT_ABBREVIATION = "".join(rf"(?<!\b(?:{names})\.\s)" for names in _ABBREVIATIO
 _SENTENCE_START = r"(?=[\"'(\[“‘]{0,2}[A-Z0-9À-Þ가-힣])"  # what may begin a sentence
 _BOUNDARY = re.compile(
     rf"\n\s*|\s(?:(?<=[.!?]\s){_NOT_ABBREVIATION}|(?<=[.!?][\"')\]”’]\s))\s*{_SENTENCE_START}"
-    r"|(?<=[。！？])(?![。！？」』”’)）])\s*"  # Chinese and Japanese put no space behind a full stop
+    r"|(?<=[。！？])(?![。！？」』”’)）])\s*"  # in Chinese and Japanese no space follows
 )
 _WRAPPED = re.compile(r"\n(?<=[^\n]{60}\n)(?<![.!?:]\n)(?=[a-z])")  # a long line that goes on in lower case
 
@@ -182,7 +183,9 @@ def _zstd_blocks(file) -> Iterator[bytes | None]:
     try:
         import zstandard
     except ImportError:
-        raise BertlabError("zstandard is not installed", file.name, hint="Run: pip install zstandard") from None
+        raise BertlabError(
+            "zstandard is not installed", file.name, hint="Run: pip install zstandard"
+        ) from None
 
     fresh = zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj
     frame, begun, data = fresh(), False, b""
@@ -246,7 +249,7 @@ def _decode(lines: bytes, fault: Callable[[str, int], None], row: int) -> list[s
         except UnicodeDecodeError:
             pass
     out = []
-    for row, line in enumerate(lines.split(b"\n"), row):
+    for number, line in enumerate(lines.split(b"\n"), row):
         problem = (
             "the line is longer than 32 MB"
             if len(line) > MAX_LINE
@@ -260,13 +263,17 @@ def _decode(lines: bytes, fault: Callable[[str, int], None], row: int) -> list[s
             problem = "is not UTF-8"
             out.append(None)
         if problem:
-            fault(problem, row)
+            fault(problem, number)
     return out
 
 # %% ../../nbs/data/01_text.ipynb #b7636be9
 def _whole_lines(path: Path) -> Iterator[bytes | None]:
     "Blocks of whole lines, without the last line end; None where compressed data was damaged."
-    rest, size, dropping = [], 0, False  # what came after the last line end; whether its line is too long already
+    rest, size, dropping = (
+        [],
+        0,
+        False,
+    )  # what came after the last line end; whether its line is too long already
     for block in read_blocks(path):
         if block is None:  # what comes next may begin in the middle of a line
             rest, size, dropping = [], 0, False
@@ -303,9 +310,10 @@ def read_lines(
         if lines is None:
             fault("the compressed data is damaged or cut short", row)
             continue
-        for row, line in enumerate(_decode(lines, fault, row), row):
+        decoded = _decode(lines, fault, row)
+        for number, line in enumerate(decoded, row):
             if line is not None:
-                yield row, line.removeprefix("\ufeff").removesuffix("\r")
-        row += 1
+                yield number, line.removeprefix("\ufeff").removesuffix("\r")
+        row += len(decoded)
     if lines == b"" and row == 1:
         fault("the file is empty", row)

@@ -210,17 +210,17 @@ def plot_trial(
 
 # %% ../../nbs/study/04_claims.ipynb #4bb8463a
 def _times_run(row, scale: str, folder: Path, ran: Sequence[str]) -> int | None:
-    "How many seeds of a row were run, or tries of a search; None for none."
+    "How many seeds of a row were run, or runs of a search; None for none."
     if row.runs:
         return list(ran).count(row.id) or None
     path = folder / f"sweep_{scale}_{row.id}.json"
-    return len(read_json(path)["tries"]) if path.is_file() else None
+    return len(read_json(path)["runs"]) if path.is_file() else None
 
 
 def trials_status(
     folder: str | Path | None = None,  # of records; None for `records_dir()`
 ) -> list[dict]:
-    "For each row of the study, its scores and how many seeds (or tries of a search) were run at which scale."
+    "For each row of the study, its scores and how many seeds (or runs of a search) were run at which scale."
     folder = Path(folder or records_dir())
     ran = {scale: [r["trial"] for r in trial_records(scale, folder)] for scale in SCALES}
     return [

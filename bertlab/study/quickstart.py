@@ -129,7 +129,7 @@ def fill_examples(
     "What a model puts into the holes of some sentences."
     model, tokenizer = load_model(folder)
     guess = lambda text: "  ".join(
-        f"{token.strip('▁')} {p:.2f}" for token, p in fill_mask(model, tokenizer, text, top=4)[0]
+        f"{token.strip('▁')} {p:.2f}" for token, p in fill_mask(model, tokenizer, text, top_k=4)[0]
     )
     return [{"sentence": text, "guesses": guess(text)} for text in texts]
 
