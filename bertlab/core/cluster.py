@@ -9,7 +9,7 @@ __all__ = ['ray_session', 'source_fingerprint', 'run_with_ray']
 import contextlib
 import functools
 import hashlib
-import importlib
+import importlib.util
 import json
 import logging
 import os

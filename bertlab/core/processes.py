@@ -58,7 +58,7 @@ def changed_environ(
 
 @contextlib.contextmanager
 def watched_folder():
-    "A private temporary folder; when the block or this process ends, the folder goes, and all child processes."
+    "A private temporary folder; it goes, with all child processes, when the block or this process ends."
     base = "/tmp" if os.path.isdir("/tmp") else None  # short, as the paths of sockets must be
     folder, token = Path(tempfile.mkdtemp(prefix="bertlab-", dir=base)), secrets.token_hex(16)
     command = [sys.executable, "-c", _WATCHDOG, token, str(os.getpid()), str(folder)]
@@ -76,7 +76,7 @@ def watched_folder():
 def interruptible(
     progress: Callable[[], str],  # what is done, for the message
 ):
-    "Turn Ctrl-C, SIGTERM and a closed terminal into one KeyboardInterrupt that says how far the work has come."
+    "Turn Ctrl-C, SIGTERM and a closed terminal into a KeyboardInterrupt that says what is done."
 
     def stop(number, frame):
         raise KeyboardInterrupt

@@ -331,8 +331,8 @@ HUB_DATASETS: dict[str, HubCorpus] = {
     ),
 }
 MANUAL_DATASETS: dict[str, str] = {
-    "aihub": "AI Hub's Korean-English corpus needs a (free) account: sign in at https://aihub.or.kr, search for "
-    "한국어-영어 번역(병렬) 말뭉치, and put its ten workbooks into one folder",
+    "aihub": "AI Hub's Korean-English corpus needs a (free) account: sign in at https://aihub.or.kr, search "
+    "for 한국어-영어 번역(병렬) 말뭉치, and put its ten workbooks into one folder",
     "kaggle": "The disaster tweets with test.csv need a (free) Kaggle account: join the competition at "
     "https://www.kaggle.com/competitions/nlp-getting-started, and put train.csv and test.csv into one folder",
 }

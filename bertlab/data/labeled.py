@@ -41,9 +41,9 @@ def read_frame(
         raise BertlabError(f"two columns are called {doubled!r}", path, 1, "Rename or remove one of them")
     if misfit := _misfit(header, rows):
         row, cells = misfit
-        problem = f"is not a CSV file: this row has {len(cells)} cells, the header {len(header)}"
+        kind, mark = ("TSV", "tabs") if table_delimiter(path) == "\t" else ("CSV", "commas")
+        problem = f"is not a {kind} file: this row has {len(cells)} cells, the header {len(header)}"
         problem += f" ({', '.join(cells)[:60]!r})"
-        mark = "tabs" if table_delimiter(path) == "\t" else "commas"
         raise BertlabError(problem, path, row, f"Put a text that contains {mark} into double quotes")
     cells = [cells[: len(header)] for _, cells in rows]
     return pd.DataFrame(cells, columns=header, index=[row for row, _ in rows], dtype=object)
