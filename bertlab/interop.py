@@ -6,7 +6,7 @@
 __all__ = ['BERT_LAYER', 'BERT_ACTIVATIONS', 'BERT_SHAPED', 'AUTO_CLASSES', 'bert_config', 'convert_bert_weights', 'is_foreign',
            'from_transformers', 'BertlabConfig', 'BertlabPreTrainedModel', 'pack', 'unpack', 'run_encoder',
            'BertlabModel', 'BertlabForMaskedLM', 'BertlabForSequenceClassification', 'modeling_source', 'model_card',
-           'to_transformers', 'to_fast_tokenizer', 'export_model']
+           'to_transformers', 'to_fast_tokenizer', 'export_model', 'PaddedModel', 'export_onnx']
 
 # %% ../nbs/15_interop.ipynb #b7c272e5
 import ast
@@ -36,7 +36,7 @@ from .bpe import SPECIAL_TOKENS
 from .core import files
 from .core.files import BertlabError, atomic_path, read_json
 from .core.saving import find_model_folder, read_tokenizer, read_weights
-from .encoder import Encoder, EncoderConfig
+from .encoder import Encoder, EncoderConfig, sinusoidal_positions
 from .finetuning import Classifier, load_classifier
 from .mlm import MaskedLM, load_model
 from .packing import Layout
@@ -185,8 +185,11 @@ class BertlabPreTrainedModel(PreTrainedModel):
     config_class = BertlabConfig
     base_model_prefix = "encoder"
 
-    def _init_weights(self, module):  # the modules initialise themselves
-        pass
+    @torch.no_grad()
+    def _init_weights(self, module):  # weights come from the file; the fixed positions are in none
+        if isinstance(module, Encoder) and module.config.positions == "sinusoidal":
+            shape = module.config
+            module.positions.copy_(sinusoidal_positions(shape.max_len, shape.d_model))
 
 
 def pack(
@@ -420,10 +423,12 @@ def to_transformers(
     if isinstance(model, Classifier):
         labels = list(model.labels)
         names = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
-        wrapped = BertlabForSequenceClassification(BertlabConfig(shape, model.config["head"], **names))
+        wrapped = BertlabForSequenceClassification(
+            BertlabConfig(encoder=shape, head=model.config["head"], **names)
+        )
         wrapped.encoder, wrapped.classifier = model.encoder, model.head
         return wrapped.eval()
-    wrapped = BertlabForMaskedLM(BertlabConfig(shape))
+    wrapped = BertlabForMaskedLM(BertlabConfig(encoder=shape))
     wrapped.encoder = model.encoder
     return wrapped.eval()
 
@@ -458,3 +463,73 @@ def export_model(
         task = "text-classification" if is_classifier else "fill-mask"
         (tmp_path / "README.md").write_text(model_card(to.name, saved, task), encoding="utf8")
     return to
+
+# %% ../nbs/15_interop.ipynb #38d81647
+class PaddedModel(nn.Module):
+    "The same function on padded tensors, in operations that ONNX has; shares the weights."
+
+    def __init__(self, model: MaskedLM | Classifier):
+        super().__init__()
+        self.encoder, self.head = model.encoder, getattr(model, "head", None)
+
+    def forward(
+        self,
+        input_ids: Tensor,  # int64 [b, length]
+        attention_mask: Tensor,  # int64 [b, length], 1 at real tokens, which come first
+    ) -> Tensor:  # hidden states [b, length, d], or logits [b, n_classes]
+        "Encode a padded batch; with a head, classify it."
+        e, (b, length) = self.encoder, input_ids.shape
+        x = e.embedding(input_ids) * e.scale + e.positions[:length]
+        x, bias = e.embedding_norm(x), (1.0 - attention_mask[:, None, None, :].float()) * -1e9
+        for layer in e.layers:
+            x = self.layer(layer, x, bias)
+        x = e.norm(x)
+        return x if self.head is None else self.classify(x * attention_mask[:, :, None])
+
+    def layer(self, layer: nn.Module, x: Tensor, bias: Tensor) -> Tensor:  # [b, length, d]
+        "One layer, with attention as matrix products."
+        attention = layer.self_attn
+        normed = layer.norm1(x) if layer.pre else x
+        qkv = F.linear(normed, attention.in_proj_weight, attention.in_proj_bias)
+        q, k, v = (
+            y.unflatten(-1, (attention.heads, -1)).transpose(1, 2) for y in qkv.split(attention.d_model, -1)
+        )
+        weights = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + bias).softmax(-1)
+        x = x + attention.out_proj((weights @ v).transpose(1, 2).flatten(2))
+        if layer.pre:
+            return x + layer.ff(layer.norm2(x))
+        x = layer.norm1(x)
+        return layer.norm2(x + layer.ff(x))
+
+    def classify(self, hidden: Tensor) -> Tensor:  # [b, length, d], zero at pads -> [b, n_classes]
+        "Kim's head: windows that begin at a pad see zeros and the bias, so they are left out."
+        real, pooled = (hidden.abs().sum(-1) > 0)[:, None], []
+        for conv in self.head.convs:
+            response = conv(F.pad(hidden.transpose(1, 2), (0, conv.kernel_size[0] - 1)))
+            pooled.append((response.relu() * real).amax(-1))
+        logits = self.head.out(torch.cat(pooled, 1))
+        return torch.cat([torch.zeros_like(logits), logits], 1) if logits.shape[1] == 1 else logits
+
+
+def export_onnx(
+    model: MaskedLM | Classifier,
+    path: str | Path,  # the .onnx file
+) -> Path:
+    "Write an encoder or a classifier as ONNX, for any batch size and length."
+    padded = PaddedModel(model.cpu()).eval()
+    example = torch.ones(2, 7, dtype=torch.long), torch.ones(2, 7, dtype=torch.long)  # two tensors, not one twice
+    output = "logits" if isinstance(model, Classifier) else "hidden_states"
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=model.encoder.config.max_len)
+    with atomic_path(path) as tmp_path:
+        torch.onnx.export(
+            padded,
+            example,
+            str(tmp_path),
+            input_names=["input_ids", "attention_mask"],
+            output_names=[output],
+            dynamic_shapes=({0: batch, 1: length}, {0: batch, 1: length}),
+            external_data=False,
+            dynamo=True,
+            verbose=False,
+        )
+    return Path(path)
