@@ -10,7 +10,8 @@ __all__ = ['FinetuneConfig', 'frozen_layers', 'Classifier', 'build_classifier', 
 # %% ../nbs/12_finetuning.ipynb #88cb8a83
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +25,12 @@ from .bpe import concat_ranges
 from .core.distributed import sum_metrics
 from .core.files import BertlabError, atomic_path, fingerprint, folder_lock
 from .core.saving import load_model_folder, save_model_folder
-from .encoder import Encoder, EncoderConfig, parse_encoder_config
 from .data.labeled import LabeledTexts
+from .encoder import Encoder, EncoderConfig, parse_encoder_config
 from .mlm import eval_mode
 from .packing import Layout, PackedBatch, collate_packed, epoch_order
-from .token_store import TokenStore, in_memory_store
 from .text_cnn import HeadConfig, TextCNNHead, class_probabilities, classification_loss
+from .token_store import TokenStore, in_memory_store
 from .training import Task, TrainConfig, fit
 
 # %% ../nbs/12_finetuning.ipynb #64c509df
@@ -37,10 +38,10 @@ from .training import Task, TrainConfig, fit
 class FinetuneConfig:
     "How a classifier is put on an encoder, and trained."
 
-    head: HeadConfig = HeadConfig()
+    head: HeadConfig = field(default_factory=HeadConfig)
     freeze: str | int = "all"  # none, all, or a number n: everything but the last n layers is frozen
     n_dropped_layers: int = 0  # how many of the last layers are removed before fine-tuning
-    train: TrainConfig = TrainConfig(optimizer="adam", epochs=10)
+    train: TrainConfig = field(default_factory=partial(TrainConfig, "adam", epochs=10))
 
     def __post_init__(self):
         if str(self.freeze).isdigit():  # a number of layers, as typed on a command line
@@ -77,9 +78,10 @@ class Classifier(nn.Module):
         self,
         encoder: EncoderConfig,
         labels: Sequence[str],  # names of the classes
-        head: HeadConfig = HeadConfig(),
+        head: HeadConfig | None = None,  # None: the default
     ):
         super().__init__()
+        head = head or HeadConfig()
         self.config = {"encoder": asdict(encoder), "labels": list(labels), "head": asdict(head)}
         self.encoder = Encoder(encoder)
         self.head = TextCNNHead(encoder.d_model, len(labels), head)
@@ -339,11 +341,12 @@ def finetune(
     data: LabeledTexts,
     train: np.ndarray,  # rows of `data` to train on
     valid: np.ndarray,  # rows of `data` to evaluate on, perhaps none
-    config: FinetuneConfig = FinetuneConfig(),
+    config: FinetuneConfig | None = None,  # None: the default
     cache: FeatureCache | None = None,  # shares the features of frozen encoders between runs
     folder: str | Path | None = None,  # for checkpoints
 ) -> FinetuneResult:
     "Train a classifier on a pre-trained encoder; the frozen part is run once."
+    config = config or FinetuneConfig()
     _check_labels(data, train)
     model, n_frozen_layers = build_classifier(encoder, data.names, config)
     inputs = in_memory_store(data.texts, tokenizer, encoder.config.max_len)

@@ -11,8 +11,6 @@ __all__ = ['BERT_LAYER', 'BERT_ACTIVATIONS', 'BERT_SHAPED', 'AUTO_CLASSES', 'ber
 # %% ../nbs/15_interop.ipynb #b7c272e5
 import ast
 import inspect
-import json
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -60,8 +58,13 @@ def bert_config(
     "The same shape as an `EncoderConfig`."
     if config.get("model_type") not in BERT_SHAPED:
         hint = f"Choose a model of type {', '.join(BERT_SHAPED)}"
-        raise BertlabError(f"is a model of type {config.get('model_type')!r}, not shaped like BERT", hint=hint)
-    activation, positions = config.get("hidden_act", "gelu"), config.get("position_embedding_type", "absolute")
+        raise BertlabError(
+            f"is a model of type {config.get('model_type')!r}, not shaped like BERT", hint=hint
+        )
+    activation, positions = (
+        config.get("hidden_act", "gelu"),
+        config.get("position_embedding_type", "absolute"),
+    )
     if activation not in BERT_ACTIVATIONS or positions != "absolute":
         raise BertlabError(f"has activation {activation!r} and {positions} positions, which bertlab has not")
     offset = 0 if config["model_type"] == "bert" else config.get("pad_token_id", 1) + 1
@@ -86,7 +89,9 @@ def convert_bert_weights(
     config: EncoderConfig,
 ) -> dict[str, Tensor]:  # for `Encoder.load_state_dict`
     "BERT's tensors under bertlab's names; query, key and value become one matrix."
-    prefix = next((p for p in ("", "bert.", "roberta.") if f"{p}embeddings.word_embeddings.weight" in weights), None)
+    prefix = next(
+        (p for p in ("", "bert.", "roberta.") if f"{p}embeddings.word_embeddings.weight" in weights), None
+    )
     if prefix is None:
         raise BertlabError("has no tensor embeddings.word_embeddings.weight: its weights are not BERT's")
 
@@ -126,7 +131,9 @@ def _foreign_folder(name_or_folder: str | Path) -> Path:
         raise BertlabError("no such folder", name_or_folder, hint=hint) from None
     except Exception as e:  # the hub's errors come from several libraries, and all mean the same here
         hint = "Give a folder that is here, or check the name and the connection"
-        raise BertlabError(f"no such folder, and the hub does not give it ({type(e).__name__})", name_or_folder, hint=hint) from None
+        raise BertlabError(
+            f"no such folder, and the hub does not give it ({type(e).__name__})", name_or_folder, hint=hint
+        ) from None
 
 
 def is_foreign(
@@ -139,7 +146,8 @@ def is_foreign(
 
 
 def from_transformers(
-    name_or_folder: str | Path,  # a folder with config.json, model.safetensors and tokenizer.json; or a name on the hub
+    name_or_folder: str
+    | Path,  # a folder with config.json, model.safetensors and tokenizer.json; or a name on the hub
 ) -> tuple[Encoder, Tokenizer]:  # not in training mode, on the CPU
     "A BERT-shaped encoder that was pre-trained elsewhere, and its tokenizer."
     folder = _foreign_folder(name_or_folder)
@@ -216,7 +224,9 @@ def run_encoder(
     input_ids: Tensor,
     attention_mask: Tensor | None,
     details: bool,  # collect hidden states and attention weights, too
-) -> tuple[Tensor, Layout, Tensor, list[Tensor], list[Tensor]]:  # hidden [t, d], layout, mask, states, weights
+) -> tuple[
+    Tensor, Layout, Tensor, list[Tensor], list[Tensor]
+]:  # hidden [t, d], layout, mask, states, weights
     "The encoder on a padded batch; what a caller wants to see on the way is padded again."
     ids, layout, mask = pack(input_ids, attention_mask)
     if not details:
@@ -300,7 +310,9 @@ class BertlabForSequenceClassification(BertlabPreTrainedModel):
     def __init__(self, config: BertlabConfig):
         super().__init__(config)
         self.encoder = Encoder(EncoderConfig(**config.encoder))
-        self.classifier = TextCNNHead(self.encoder.config.d_model, config.num_labels, HeadConfig(**config.head))
+        self.classifier = TextCNNHead(
+            self.encoder.config.d_model, config.num_labels, HeadConfig(**config.head)
+        )
         self.post_init()
 
     def forward(
@@ -348,7 +360,9 @@ def _definitions(source: str) -> tuple[dict[str, ast.stmt], list[ast.stmt]]:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             found[node.name] = node
         elif isinstance(node, ast.Assign):
-            for name in (n.id for target in node.targets for n in ast.walk(target) if isinstance(n, ast.Name)):
+            for name in (
+                n.id for target in node.targets for n in ast.walk(target) if isinstance(n, ast.Name)
+            ):
                 found[name] = node
         elif isinstance(node, ast.Import) or (isinstance(node, ast.ImportFrom) and not node.level):
             imports.append(node)
@@ -361,7 +375,9 @@ def _names(node: ast.AST) -> set[str]:
 
 def modeling_source() -> str:
     "The one modelling file: the three models and all of bertlab that they need, without bertlab."
-    own = Path(__file__) if "__file__" in globals() else Path(inspect.getfile(packing)).with_name("interop.py")
+    own = (
+        Path(__file__) if "__file__" in globals() else Path(inspect.getfile(packing)).with_name("interop.py")
+    )
     sources = [Path(inspect.getfile(module)).read_text(encoding="utf8") for module in _SOURCES]
     sources.append(own.read_text(encoding="utf8"))
     modules = [_definitions(source) for source in sources]
@@ -379,13 +395,19 @@ def modeling_source() -> str:
         for node in outside:
             wanted = [a for a in node.names if (a.asname or a.name).split(".")[0] in used]
             if wanted:
-                kept = ast.Import(wanted) if isinstance(node, ast.Import) else ast.ImportFrom(node.module, wanted, 0)
+                kept = (
+                    ast.Import(wanted)
+                    if isinstance(node, ast.Import)
+                    else ast.ImportFrom(node.module, wanted, 0)
+                )
                 imports.append(ast.unparse(kept))
         for node in sorted(nodes.values(), key=lambda node: node.lineno):
             start = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))]) - 1
             blocks.append("\n".join(sources[i].splitlines()[start : node.end_lineno]))
     imports = sorted(dict.fromkeys(imports), key=lambda line: (line.startswith("from"), line))
-    title = '"""A bertlab model for transformers: assembled from bertlab, needs torch and transformers only."""'
+    title = (
+        '"""A bertlab model for transformers: assembled from bertlab, needs torch and transformers only."""'
+    )
     return "\n\n\n".join([title, "\n".join(imports), *blocks]) + "\n"
 
 # %% ../nbs/15_interop.ipynb #37bf57b5
@@ -400,18 +422,16 @@ def model_card(
     scores = result if isinstance(result, dict) else {}
     lines = [f"| {key} | {value:.3f} |" for key, value in scores.items() if isinstance(value, float)]
     table = "\n".join(["| score (validation) | |", "| --- | ---: |", *lines]) if lines else ""
-    example = {
-        "fill-mask": f'pipeline("fill-mask", "{name}", trust_remote_code=True)("returns a [MASK] of strings.")',
-        "text-classification": f'pipeline("text-classification", "{name}", trust_remote_code=True)("a text")',
-    }[task]
+    text = "returns a [MASK] of strings." if task == "fill-mask" else "a text to classify"
+    example = f'pipeline("{task}", "{name}", trust_remote_code=True)("{text}")'
     return (
         f"---\nlibrary_name: transformers\npipeline_tag: {task}\ntags: [bertlab]\n---\n\n# {name}\n\n"
-        f"A Transformer encoder trained with [bertlab](https://github.com/bertlab/bertlab): {shape['layers']} layers, "
-        f"width {shape['d_model']}, {shape['heads']} heads, vocabulary {shape['vocab_size']:,}.\n\n"
+        "A Transformer encoder trained with [bertlab](https://github.com/bertlab/bertlab): "
+        f"{shape['layers']} layers, width {shape['d_model']}, {shape['heads']} heads, vocabulary {shape['vocab_size']:,}.\n\n"
         f"Trained on: {corpus.get('name', 'not recorded')}.\n\n{table}\n\n"
         f"```python\nfrom transformers import pipeline\n\n{example}\n```\n\n"
-        "`trust_remote_code=True` runs `modeling_bertlab.py` from this folder; read it first. It is not needed where\n"
-        "bertlab is installed: `import bertlab.interop` registers the same classes.\n"
+        "`trust_remote_code=True` runs `modeling_bertlab.py` from this folder; read it first. It is not needed\n"
+        "where bertlab is installed: `import bertlab.interop` registers the same classes.\n"
     )
 
 
@@ -478,7 +498,7 @@ class PaddedModel(nn.Module):
         attention_mask: Tensor,  # int64 [b, length], 1 at real tokens, which come first
     ) -> Tensor:  # hidden states [b, length, d], or logits [b, n_classes]
         "Encode a padded batch; with a head, classify it."
-        e, (b, length) = self.encoder, input_ids.shape
+        e, length = self.encoder, input_ids.shape[1]
         x = e.embedding(input_ids) * e.scale + e.positions[:length]
         x, bias = e.embedding_norm(x), (1.0 - attention_mask[:, None, None, :].float()) * -1e9
         for layer in e.layers:
@@ -517,7 +537,10 @@ def export_onnx(
 ) -> Path:
     "Write an encoder or a classifier as ONNX, for any batch size and length."
     padded = PaddedModel(model.cpu()).eval()
-    example = torch.ones(2, 7, dtype=torch.long), torch.ones(2, 7, dtype=torch.long)  # two tensors, not one twice
+    example = (
+        torch.ones(2, 7, dtype=torch.long),
+        torch.ones(2, 7, dtype=torch.long),
+    )  # two tensors, not one twice
     output = "logits" if isinstance(model, Classifier) else "hidden_states"
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=model.encoder.config.max_len)
     with atomic_path(path) as tmp_path:

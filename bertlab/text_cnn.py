@@ -62,9 +62,10 @@ class TextCNNHead(nn.Module):
         self,
         d_model: int,  # width of the encoder's output
         n_classes: int,  # 2 gives one logit per sentence, more give one logit per class
-        config: HeadConfig = HeadConfig(),
+        config: HeadConfig | None = None,  # None: the default
     ):
         super().__init__()
+        config = config or HeadConfig()
         if n_classes < 2:
             problem = f"a classifier needs at least 2 classes, not {n_classes}"
             raise BertlabError(problem, hint="Add sentences with another label")
@@ -87,18 +88,18 @@ class TextCNNHead(nn.Module):
 
 # %% ../nbs/10_text_cnn.ipynb #81a00b3c
 def classification_loss(
-    logits: Tensor,  # [s] for two classes, [s, classes] for more
+    logits: Tensor,  # [s] for two classes, [s, n_classes] for more
     labels: Tensor,  # int64 [s]
 ) -> Tensor:  # a 0-dim tensor
-    "Mean cross-entropy of the labels: binary for one logit a sentence, else over the classes."
+    "Mean cross-entropy of the labels: binary for one logit per sentence, else over the classes."
     if logits.ndim == 1:
         return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
     return F.cross_entropy(logits, labels)
 
 
 def class_probabilities(
-    logits: Tensor,  # [s] for two classes, [s, classes] for more
-) -> Tensor:  # [s, classes], rows add up to 1
+    logits: Tensor,  # [s] for two classes, [s, n_classes] for more
+) -> Tensor:  # [s, n_classes], rows add up to 1
     "The probability of each class."
     if logits.ndim == 1:
         return torch.stack([torch.sigmoid(-logits), torch.sigmoid(logits)], 1)

@@ -20,13 +20,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from .bpe import chars_per_token, concat_ranges, load_tokenizer, train_tokenizer
-from bertlab.core.saving import (
-    find_model_folder,
-    load_model_folder,
-    save_model_folder,
-    save_tokenizer,
-    tokenizer_fingerprint,
-)
+from .core.distributed import sum_metrics
 from bertlab.core.files import (
     BertlabError,
     cache_dir,
@@ -37,9 +31,15 @@ from bertlab.core.files import (
     write_json,
 )
 from .core.records import check_out, default_device, run_or_load, run_record
+from bertlab.core.saving import (
+    find_model_folder,
+    load_model_folder,
+    save_model_folder,
+    save_tokenizer,
+    tokenizer_fingerprint,
+)
 from .data.parallel import EXAMPLE_PAIRS, Pairs, SplitPairs, TrainingSentences, nearest_translations
 from .data.text import normalize
-from .core.distributed import sum_metrics
 from bertlab.decoder import (
     TargetBatch,
     Transformer,
@@ -230,7 +230,9 @@ class TranslationConfig:
             if getattr(self, name) < 1:
                 raise BertlabError(f"{name} is {getattr(self, name)}", hint="Give a whole number from 1")
         if self.encoder.max_len < 2:
-            raise BertlabError(f"max_len is {self.encoder.max_len}", hint="Allow sentences of 2 tokens or more")
+            raise BertlabError(
+                f"max_len is {self.encoder.max_len}", hint="Allow sentences of 2 tokens or more"
+            )
         if self.pretrained:
             object.__setattr__(self, "pairs", replace(self.pairs, tokenizer=self.pretrained))
 
@@ -386,7 +388,9 @@ def attention_map(
     tokenizer: Tokenizer,
     source: str,
     target: str,  # a translation of it, by the model or by a person
-) -> tuple[list[str], list[str], Tensor]:  # source tokens, target tokens with [SEP], weights [layers, h, i, j]
+) -> tuple[
+    list[str], list[str], Tensor
+]:  # source tokens, target tokens with [SEP], weights [layers, h, i, j]
     "Cross-attention from each target token to the source tokens."
     device = next(model.parameters()).device
     encoded = (tokenizer.encode(normalize(text)).ids for text in (source, target))
@@ -463,9 +467,7 @@ def train_translator(
 
     def work(folder: Path) -> dict:
         model = build_translator(config, prepared.tokenizer).to(default_device())
-        history = fit(
-            TranslationTask(model, prepared, config), config.train, folder, desc="translation"
-        )
+        history = fit(TranslationTask(model, prepared, config), config.train, folder, desc="translation")
         save_translator(model, prepared.tokenizer, folder / "model", {"corpus": prepared.corpus})
         return translation_record(config, prepared, model, history)
 

@@ -30,7 +30,8 @@ for attempt in range(3):
     for process in psutil.process_iter():
         try:
             is_child = process.environ().get("BERTLAB_TOKEN") == token
-            if is_child and process.pid not in (os.getpid(), parent):
+            is_tracker = "resource_tracker" in str(process.cmdline())  # ends by itself
+            if is_child and not is_tracker and process.pid not in (os.getpid(), parent):
                 process.kill()
         except psutil.Error:
             pass

@@ -15,7 +15,7 @@ import numpy as np
 from ..core.files import file_sha256, fingerprint
 from ..core.plotting import save_figure, set_plot_style
 from ..core.records import default_device, run_or_load, run_record
-from ..core.reporting import plot_histories, text_table
+from ..core.reporting import plot_histories, format_table
 from ..encoder import count_parameters
 from ..data.labeled import LabeledTexts, read_labeled
 from ..evaluation import classification_scores, confusion_counts, evaluate_baselines, holdout, plot_confusion, top_errors
@@ -195,7 +195,7 @@ def summary(
         {"classifier": row["model"], **{k: v for k, v in row.items() if k != "model"}}
         for row in finetuned["result"]["scores"]
     ]
-    return "\n\n".join(map(text_table, (tokens, examples, classes))) + "\n"
+    return "\n\n".join(map(format_table, (tokens, examples, classes))) + "\n"
 
 
 def shorten(
