@@ -7,19 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from bertlab.bpe import train_tokenizer
 from bertlab.core.files import BertlabError
+from bertlab.data.labeled import LabeledTexts, read_labeled, validate_labels
 from bertlab.encoder import Encoder, EncoderConfig
-from bertlab.evaluation import (
-    LabeledTexts,
-    evaluate_baselines,
-    holdout,
-    kfold,
-    labelled,
-    read_labeled,
-    score_table,
-)
+from bertlab.evaluation import evaluate_baselines, holdout, kfold, score_table
 from bertlab.finetuning import (
     FeatureCache,
     FinetuneConfig,
@@ -29,6 +23,7 @@ from bertlab.finetuning import (
     save_classifier,
 )
 from bertlab.text_cnn import HeadConfig
+from bertlab.token_store import in_memory_store
 from bertlab.training import Interrupted, TrainConfig, fit
 
 WORDS = {"disaster": "fire flood storm wreck quake", "ordinary": "song lunch music coffee game"}
@@ -48,7 +43,7 @@ def data():
     rows = [
         {"text": text, "label": label} for i, label in enumerate(WORDS) for text in texts_of(label, 80, i)
     ]
-    return labelled(pd.DataFrame(rows))
+    return validate_labels(pd.DataFrame(rows))
 
 
 @pytest.fixture(scope="module")
@@ -113,14 +108,14 @@ def test_bad_row_is_named(tmp_path, row, problem):
 
 def test_numbers_as_labels_survive_pandas(tmp_path):
     frame = pd.DataFrame({"text": ["a b", "c d"], "label": [1.0, 0.0]})
-    assert labelled(frame).names == ("0", "1")
+    assert validate_labels(frame).names == ("0", "1")
 
 
 @pytest.mark.parametrize("rows", [[{"text": "fire", "label": "disaster"}] * 5, []])
 def test_one_class_or_none(tmp_path, rows):
     frame = pd.DataFrame(rows, columns=["text", "label"])
     with pytest.raises(BertlabError, match="one label|no text"):
-        labelled(frame)
+        validate_labels(frame)
 
 
 def test_one_class_to_train_on(data, tokenizer, encoder):
@@ -263,6 +258,61 @@ def test_frozen_part_runs_once(data, tokenizer, encoder, tmp_path, monkeypatch):
         other = Encoder(encoder.config)
     run_folds(other, config, FeatureCache(tmp_path), folds[:1], seeds=(0,))
     assert len(calls) == once + 1  # other weights, other features
+
+
+@pytest.mark.parametrize(
+    "damage", ["a flipped bit", "half of the file", "other values", "not a file of tensors"]
+)
+def test_damaged_features_are_set_aside_and_encoded_again(data, tokenizer, encoder, tmp_path, damage):
+    store = in_memory_store(data.texts, tokenizer, 24)
+    expected = FeatureCache(tmp_path).get(encoder, store, 2).values
+    [path] = tmp_path.glob("*.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    if damage == "half of the file":
+        content = content[: len(content) // 2]
+    if damage == "other values":
+        save_file({"features": expected + 1}, path, {"sha256": "0" * 64})
+    else:
+        path.write_bytes(b"pickle" if damage == "not a file of tensors" else content)
+    assert torch.equal(FeatureCache(tmp_path).get(encoder, store, 2).values, expected)
+    assert [p.name for p in tmp_path.glob("*.damaged")] == [path.name + ".damaged"]
+    assert torch.equal(FeatureCache(tmp_path).get(encoder, store, 2).values, expected)
+
+
+def test_learned_positions_and_embedding_norm_are_frozen_with_the_embedding(data, tokenizer):
+    config = EncoderConfig(
+        tokenizer.get_vocab_size(), 16, 2, 32, 2, max_len=24, positions="learned", embedding_norm=True
+    )
+    encoder = Encoder(config)
+    model = finetune(
+        encoder, tokenizer, data, np.arange(160), np.arange(0), changed(freeze=1, epochs=1)
+    ).model
+    for name, value in encoder.state_dict().items():
+        is_frozen = not name.startswith(("layers.1", "norm"))
+        assert torch.equal(value, model.encoder.state_dict()[name]) == is_frozen, name
+    cache, store = FeatureCache(), in_memory_store(data.texts, tokenizer, 24)
+    before = cache.get(encoder, store, 0).values
+    with torch.no_grad():
+        encoder.positions += 1
+    assert not torch.equal(cache.get(encoder, store, 0).values, before)
+
+
+def test_eight_texts_per_class(tokenizer, encoder):
+    rows = [{"text": t, "label": label} for i, label in enumerate(WORDS) for t in texts_of(label, 8, i)]
+    few = validate_labels(pd.DataFrame(rows).drop_duplicates("text"))
+    train, valid = holdout(few, 0.25)
+    run = finetune(encoder, tokenizer, few, train, valid, QUICK)
+    assert run.probabilities.shape == (4, 2) and len(train) == 12
+
+
+def test_results_carry_the_names_of_the_classes(data, tokenizer, encoder):
+    names = ("zebra", "ant")  # for ordinary and disaster: not in alphabetical order
+    named = replace(data, names=names)
+    run = finetune(encoder, tokenizer, named, *holdout(data, 0.3), QUICK)
+    assert run.labels == run.model.labels == list(names)
+    probabilities = classify(run.model, tokenizer, ["fire flood storm wreck", "song lunch music coffee"])
+    assert [run.labels[i] for i in probabilities.argmax(1)] == ["ant", "zebra"]
 
 
 def test_saved_classifier(data, tokenizer, encoder, tmp_path):
