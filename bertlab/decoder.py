@@ -78,7 +78,7 @@ class KVCache:
         self.update_layouts()
 
     def update_layouts(self):
-        "Layouts for the next step: one new token per row, the keys it attends to, the rows of each source sentence."
+        "Layouts for the next step: of the new tokens, of the keys they attend to, of the beams per sentence."
         device = self.self_kv[0][0].device
         self.query_layout = Layout.from_lengths([1] * self.rows, device)
         self.key_layout = Layout.from_lengths([self.length + 1] * self.rows, device)
@@ -202,11 +202,8 @@ class CausalLM(nn.Module):
         "Scores of the next token at every position."
         return F.linear(self.decoder(ids, layout), self.decoder.embedding.weight)
 
-    def init_cache(
-        self,
-        rows: int,  # sentences to generate side by side
-    ) -> KVCache:
-        "A cache for `step`."
+    def init_cache(self, rows: int) -> KVCache:
+        "A cache for `step`, for so many sentences side by side."
         return self.decoder.init_cache(rows)
 
     def step(self, ids: Tensor, cache: KVCache) -> Tensor:  # int64 [r] -> [r, v]

@@ -424,14 +424,19 @@ def model_card(
     table = "\n".join(["| score (validation) | |", "| --- | ---: |", *lines]) if lines else ""
     text = "returns a [MASK] of strings." if task == "fill-mask" else "a text to classify"
     example = f'pipeline("{task}", "{name}", trust_remote_code=True)("{text}")'
+    about = (
+        f"A Transformer encoder trained with [bertlab](https://github.com/bertlab/bertlab): "
+        f"{shape['layers']} layers, width {shape['d_model']}, {shape['heads']} heads, vocabulary {shape['vocab_size']:,}."
+    )
+    trust = (
+        "`trust_remote_code=True` runs `modeling_bertlab.py` from this folder; read it first. It is not\n"
+        "needed where bertlab is installed: `import bertlab.interop` registers the same classes.\n"
+    )
     return (
-        f"---\nlibrary_name: transformers\npipeline_tag: {task}\ntags: [bertlab]\n---\n\n# {name}\n\n"
-        "A Transformer encoder trained with [bertlab](https://github.com/bertlab/bertlab): "
-        f"{shape['layers']} layers, width {shape['d_model']}, {shape['heads']} heads, vocabulary {shape['vocab_size']:,}.\n\n"
+        f"---\nlibrary_name: transformers\npipeline_tag: {task}\ntags: [bertlab]\n---\n\n"
+        f"# {name}\n\n{about}\n\n"
         f"Trained on: {corpus.get('name', 'not recorded')}.\n\n{table}\n\n"
-        f"```python\nfrom transformers import pipeline\n\n{example}\n```\n\n"
-        "`trust_remote_code=True` runs `modeling_bertlab.py` from this folder; read it first. It is not needed\n"
-        "where bertlab is installed: `import bertlab.interop` registers the same classes.\n"
+        f"```python\nfrom transformers import pipeline\n\n{example}\n```\n\n{trust}"
     )
 
 

@@ -209,13 +209,17 @@ def prepare_pairs(
     return PreparedPairs(tokenizer, train, valid, test, corpus, reused)
 
 # %% ../nbs/14_translation.ipynb #5f4baa90
+_ENCODER = EncoderConfig(layers=3, dropout=0.1, max_len=128)
+_TRAIN = TrainConfig(schedule="wsd", warmup_epochs=1.0, epochs=20, batch_size=64)
+
+
 @dataclass(frozen=True)
 class TranslationConfig:
     "Everything that decides what a translator becomes."
 
     pairs: PairsConfig = PairsConfig()
-    encoder: EncoderConfig = EncoderConfig(layers=3, dropout=0.1, max_len=128)  # and of the decoder
-    train: TrainConfig = TrainConfig(schedule="wsd", warmup_epochs=1.0, epochs=20, batch_size=64)
+    encoder: EncoderConfig = _ENCODER  # of the decoder, too
+    train: TrainConfig = _TRAIN
     pretrained: str = ""  # folder of a masked language model that the encoder starts from, tokenizer included
     label_smoothing: float = 0.1  # fraction of the target probability that is spread over the vocabulary
     eval_pairs: int = 500  # validation pairs per evaluation
@@ -308,7 +312,7 @@ def translation_scores(
     translations: Sequence[str],
     references: Sequence[str],  # what people wrote
 ) -> dict[str, float]:  # from 0 to 100
-    "chrF (character n-grams; Popovic, 2015) and BLEU (word n-grams; Papineni et al., 2002), as sacrebleu counts them."
+    "chrF (Popovic, 2015) and BLEU (Papineni et al., 2002), as sacrebleu counts them."
     sacrebleu = _import_sacrebleu()
     translations, references = list(translations), [list(references)]
     chrf = sacrebleu.corpus_chrf(translations, references).score
@@ -349,7 +353,7 @@ def build_translator(
     config: TranslationConfig,
     tokenizer: Tokenizer,
 ) -> Transformer:
-    "A new translator, whose encoder and embedding table start from the pre-trained ones if the config names some."
+    "A new translator; encoder and embedding table start from a pre-trained model if the config names one."
     torch.manual_seed(config.train.seed)
     model = Transformer(replace(config.encoder, vocab_size=tokenizer.get_vocab_size()))
     if config.pretrained:

@@ -29,7 +29,8 @@ from ..masking import MaskedBatch
 from ..mlm import MaskedLM
 from ..packing import Layout, epoch_order, prefetch
 from ..token_store import TokenStore
-from ..pretraining import MLMTask, PretrainConfig, TorchLM
+from ..pretraining import MLMTask, PretrainConfig
+from ..study.variants import TorchLM
 from ..token_store import PretrainData, prepare_data
 from ..training import OutOfMemoryError, TrainConfig, fit
 

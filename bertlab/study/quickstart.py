@@ -16,13 +16,13 @@ from ..core.files import file_sha256, fingerprint
 from ..core.plotting import save_figure, set_plot_style
 from ..core.records import default_device, run_or_load, run_record
 from ..core.reporting import plot_histories, format_table
-from ..encoder import count_parameters
+from ..encoder import EncoderConfig, count_parameters
 from ..data.labeled import LabeledTexts, read_labeled
 from ..evaluation import classification_scores, confusion_counts, evaluate_baselines, holdout, plot_confusion, top_errors
 from ..finetuning import FinetuneConfig, finetune, save_classifier
 from ..mlm import fill_mask, load_model
 from ..pretraining import PretrainConfig, pretrain
-from ..token_store import prepare_data
+from ..token_store import DataConfig, prepare_data
 from ..text_cnn import HeadConfig
 from ..training import TrainConfig
 
@@ -93,23 +93,19 @@ def judge(
 
 # %% ../../nbs/study/09_quickstart.ipynb #da91f3da
 PRETRAINING = PretrainConfig(
-    merges=2000,
-    d_model=128,
-    heads=4,
-    d_ff=512,
-    layers=3,
-    max_len=128,
-    eval_sentences=2000,
+    data=DataConfig(merges=2000),
+    encoder=EncoderConfig(d_model=128, heads=4, d_ff=512, layers=3, max_len=128),
     train=TrainConfig(
         optimizer="muon",
         lr=4e-3,
         schedule="wsd",
-        warmup=0.02,
-        decay=0.5,
+        warmup_epochs=0.02,
+        decay_fraction=0.5,
         epochs=1,
         evals_per_epoch=10,
         batch_size=64,
     ),
+    eval_sentences=2000,
 )
 FINETUNING = FinetuneConfig(
     HeadConfig(dropout=0.3), freeze="none", train=TrainConfig("adamw", lr=1e-3, schedule="wsd", epochs=3)
@@ -164,7 +160,7 @@ def run_quickstart(
     folder, say = Path(folder), lambda text: print(text, flush=True)
     done = lambda name: " (done before, reused)" if (folder / name / "record.json").is_file() else ""
     say(
-        f"1/4  text, vocabulary, token store{' (made before, reused)' if prepare_data(PRETRAINING).reused else ''}"
+        f"1/4  text, vocabulary, token store{' (made before, reused)' if prepare_data(PRETRAINING.data, PRETRAINING.encoder.max_len).reused else ''}"
     )
     say(f"2/4  pre-training{done('pretrained')}")
     pretrained = pretrain(PRETRAINING, folder / "pretrained")
