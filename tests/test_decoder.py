@@ -3,6 +3,7 @@
 import json
 import math
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertlab.bpe import CLS_ID, SEP_ID, chars_per_token, train_tokenizer
+from bertlab.bpe import CLS_ID, SEP_ID, train_tokenizer
 from bertlab.core.files import BertlabError
 from bertlab.data.parallel import Pairs, SplitPairs, write_training_text
 from bertlab.data.text import near_duplicate_key
@@ -20,17 +21,19 @@ from bertlab.decoder import (
     Decoder,
     Transformer,
     beam_search,
-    cross_attention,
+    cross_attention_maps,
+    generate,
     greedy,
-    sampler,
     shift_right,
-    write,
+    top_k_sampler,
 )
 from bertlab.encoder import EncoderConfig, count_parameters
 from bertlab.mlm import MaskedLM, save_model
-from bertlab.packing import Layout, in_memory_store
+from bertlab.packing import Layout
+from bertlab.token_store import in_memory_store
 from bertlab.training import Interrupted, TrainConfig
 from bertlab.translation import (
+    PairsConfig,
     PairStore,
     TranslationConfig,
     TranslationTask,
@@ -96,14 +99,14 @@ def test_steps_equal_full_decoding_whatever_leaves(config, lengths, with_memory)
     model = shaken((Transformer if with_memory else CausalLM)(config))
     source = some_ids([a for a, _ in lengths], 1) if with_memory else ()
     full = model(*source, taught.inputs, taught.layout).view(len(lengths), longest + 1, -1)
-    cache = model.start(*source) if with_memory else model.start(len(lengths))
+    cache = model.init_cache(*source) if with_memory else model.init_cache(len(lengths))
     rows = torch.arange(len(lengths))
     for i in range(longest + 1):
         logits = model.step(taught.inputs.view(len(lengths), -1)[rows, i], cache)
         torch.testing.assert_close(logits, full[rows, i], atol=1e-4, rtol=1e-4)
         if len(rows) > 1 and i % 2:  # one leaves
             on = torch.arange(len(rows)) != i % len(rows)
-            cache.take(on.nonzero().squeeze(1), on.nonzero().squeeze(1))
+            cache.reorder(on.nonzero().squeeze(1), on.nonzero().squeeze(1))
             rows = rows[on]
 
 
@@ -128,9 +131,11 @@ def test_the_future_changes_nothing(lengths, cut):
 def test_beam_search_scores_what_it_writes(config, lengths, beams, alpha):
     model = shaken(Transformer(config))
     source, layout = some_ids([a for a, _ in lengths], 1)
-    limits = torch.tensor([b for _, b in lengths])
-    found, scores = beam_search(model, model.start(source, layout, beams), limits, beams, alpha)
-    assert all(len(ids) <= limit and all(i >= 5 for i in ids) for ids, limit in zip(found, limits.tolist()))
+    max_new_tokens = torch.tensor([b for _, b in lengths])
+    found, scores = beam_search(model, model.init_cache(source, layout, beams), max_new_tokens, beams, alpha)
+    assert all(
+        len(ids) <= limit and all(i >= 5 for i in ids) for ids, limit in zip(found, max_new_tokens.tolist())
+    )
     taught = shift_right(
         torch.tensor([i for ids in found for i in ids], dtype=torch.long),
         Layout.from_lengths([len(ids) for ids in found]),
@@ -149,21 +154,22 @@ def test_beam_search_scores_what_it_writes(config, lengths, beams, alpha):
 def test_greedy_does_not_depend_on_its_company():
     model = shaken(Transformer(EncoderConfig(VOCAB, 16, 2, 32, 2)))
     source, layout = some_ids([3, 8, 1, 5], 1)
-    limits = torch.tensor([9, 4, 0, 12])
-    together = write(model, model.start(source, layout), limits, greedy)
+    max_new_tokens = torch.tensor([9, 4, 0, 12])
+    together = generate(model, model.init_cache(source, layout), max_new_tokens, greedy)
     assert together[2] == []  # no room
-    for part, limit, ids in zip(source.split([3, 8, 1, 5]), limits, together):
+    for part, limit, ids in zip(source.split([3, 8, 1, 5]), max_new_tokens, together):
         assert (
-            write(model, model.start(part, Layout.from_lengths([len(part)])), limit[None], greedy)[0] == ids
+            generate(model, model.init_cache(part, Layout.from_lengths([len(part)])), limit[None], greedy)[0]
+            == ids
         )
 
 
 def test_sampling_follows_the_distribution():
     logp = torch.tensor([0.6, 0.3, 0.1]).log().repeat(20_000, 1)
-    shares = torch.bincount(sampler(seed=1)(logp)).double() / 20_000
+    shares = torch.bincount(top_k_sampler(seed=1)(logp)).double() / 20_000
     torch.testing.assert_close(shares, torch.tensor([0.6, 0.3, 0.1]).double(), atol=0.02, rtol=0)
-    assert set(sampler(top=2, seed=1)(logp).tolist()) == {0, 1}
-    assert set(sampler(temperature=0.01, seed=1)(logp).tolist()) == {0}
+    assert set(top_k_sampler(top_k=2, seed=1)(logp).tolist()) == {0, 1}
+    assert set(top_k_sampler(temperature=0.01, seed=1)(logp).tolist()) == {0}
 
 
 def test_a_mean_loss_of_shifted_targets_is_torchs():
@@ -187,24 +193,24 @@ def test_too_long_a_sentence_is_told():
     model = Transformer(EncoderConfig(VOCAB, 16, 2, 32, 1, max_len=8))
     source, layout = some_ids([9], 0)
     with pytest.raises(BertlabError, match="9 tokens"):
-        model.start(source, layout)
+        model.init_cache(source, layout)
 
 
 def test_autocast_writes_the_same_length_of_cache():
     model = shaken(Transformer(EncoderConfig(VOCAB, 16, 2, 32, 2)))
     source, layout = some_ids([4, 6], 0)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        cache = model.start(source, layout)
+        cache = model.init_cache(source, layout)
         for _ in range(3):
             logits = model.step(torch.tensor([7, 8]), cache)
-    assert torch.isfinite(logits).all() and cache.past[0][0].shape[1] == 3
+    assert torch.isfinite(logits).all() and cache.self_kv[0][0].shape[1] == 3
 
 
 def test_cross_attention_leaves_no_hook_behind():
     model = shaken(Transformer(EncoderConfig(VOCAB, 16, 2, 32, 2)))
     source, layout = some_ids([4, 6], 0)
     taught = shift_right(*some_ids([3, 2], 1))
-    maps = cross_attention(model, source, layout, taught.inputs, taught.layout)
+    maps = cross_attention_maps(model, source, layout, taught.inputs, taught.layout)
     assert [[tuple(m.shape) for m in layer] for layer in maps] == [[(2, 4, 4), (2, 3, 6)]] * 2
     assert not any(module._forward_pre_hooks for module in model.modules())
 
@@ -239,18 +245,16 @@ def tiny(tmp_path_factory):
     path.write_text("ko\ten\tsource\n" + "\n".join(rows) + "\n", encoding="utf8")
     train = TrainConfig(lr=2e-3, epochs=1, batch_size=16, checkpoint_minutes=1e9)
     return TranslationConfig(
-        str(path),
-        held_out_fraction=0.2,
-        merges=50,
-        d_model=16,
-        heads=2,
-        d_ff=32,
-        layers=1,
-        test_pairs=8,
-        beams=2,
-        max_len=32,
+        pairs=PairsConfig(str(path), held_out_fraction=0.2, merges=50),
+        encoder=EncoderConfig(d_model=16, heads=2, d_ff=32, layers=1, dropout=0.1, max_len=32),
         train=train,
+        test_pairs=8,
+        num_beams=2,
     )
+
+
+def prepare(config):
+    return prepare_pairs(config.pairs, config.encoder.max_len)
 
 
 @pytest.fixture(autouse=True)
@@ -277,51 +281,55 @@ def test_a_run_that_is_stopped_ends_as_if_it_was_not(tiny, tmp_path, monkeypatch
     a, b = (load_translator(tmp_path / name / "model")[0].state_dict() for name in ("whole", "stopped"))
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert (
-        json.loads((tmp_path / "whole" / "record.json").read_text(encoding="utf8"))["config"]["corpus"]
+        json.loads((tmp_path / "whole" / "record.json").read_text(encoding="utf8"))["config"]["pairs"][
+            "corpus"
+        ]
         == "pairs.tsv"
     )
 
 
 def test_a_saved_translator_is_the_same_and_a_foreign_one_is_refused(tiny, tmp_path):
-    ready = prepare_pairs(tiny)
+    ready = prepare(tiny)
     model = build_translator(tiny, ready.tokenizer)
     save_translator(model, ready.tokenizer, tmp_path / "model")
     loaded, tokenizer = load_translator(tmp_path / "model")
     sources = [source for source, _ in ready.test[:5]]
     assert translate(loaded, tokenizer, sources) == translate(model, ready.tokenizer, sources)
-    save_model(MaskedLM(tiny.shape(tokenizer.get_vocab_size())), tokenizer, tmp_path / "mlm")
+    save_model(
+        MaskedLM(replace(tiny.encoder, vocab_size=tokenizer.get_vocab_size())), tokenizer, tmp_path / "mlm"
+    )
     with pytest.raises(BertlabError, match="type 'mlm'"):
         load_translator(tmp_path / "mlm")
 
 
 def test_the_encoder_starts_from_a_pretrained_one(tiny, tmp_path):
-    from dataclasses import replace
-
-    ready = prepare_pairs(tiny)
-    mlm = shaken(MaskedLM(tiny.shape(ready.tokenizer.get_vocab_size())))
+    ready = prepare(tiny)
+    mlm = shaken(MaskedLM(replace(tiny.encoder, vocab_size=ready.tokenizer.get_vocab_size())))
     save_model(mlm, ready.tokenizer, tmp_path / "mlm")
     config = replace(tiny, pretrained=str(tmp_path / "mlm"))
-    model = build_translator(config, prepare_pairs(config).tokenizer)
+    model = build_translator(config, prepare(config).tokenizer)
     for name, weight in mlm.encoder.state_dict().items():
         assert torch.equal(model.encoder.state_dict()[name], weight)
     with pytest.raises(BertlabError, match="another shape"):
-        build_translator(replace(config, layers=2), ready.tokenizer)
+        build_translator(replace(config, encoder=replace(config.encoder, layers=2)), ready.tokenizer)
     assert count_parameters(model) == count_parameters(build_translator(tiny, ready.tokenizer))
 
 
 def test_odd_sentences_are_translated_to_something(tiny):
-    ready = prepare_pairs(tiny)
+    ready = prepare(tiny)
     model = build_translator(tiny, ready.tokenizer)
     odd = ["", " ", "👍🏽", "오" * 500, "a\tb\nc"]
-    assert all(isinstance(text, str) for text in translate(model, ready.tokenizer, odd, beams=2))
+    assert all(isinstance(text, str) for text in translate(model, ready.tokenizer, odd, num_beams=2))
     assert translate(model, ready.tokenizer, []) == []
 
 
 def test_training_text_holds_training_text_only(tiny, tmp_path):
-    split = SplitPairs(Pairs(tiny.corpus, tiny.source, tiny.fraction), tiny.held_out_fraction)
+    split = SplitPairs(
+        Pairs(tiny.pairs.corpus, tiny.pairs.source, tiny.pairs.fraction), tiny.pairs.held_out_fraction
+    )
     write_training_text(split, tmp_path / "text.txt")
     lines = set((tmp_path / "text.txt").read_text(encoding="utf8").splitlines())
-    ready = prepare_pairs(tiny)
+    ready = prepare(tiny)
     assert len(lines) > 100 and not lines & {text for pair in ready.test for text in pair}
 
 
@@ -337,9 +345,9 @@ def test_odd_store_lengths_drop_whole_pairs():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_gpu_agrees_with_cpu(tiny):
-    ready = prepare_pairs(tiny)
+    ready = prepare(tiny)
     model = shaken(build_translator(tiny, ready.tokenizer))
-    task = lambda: TranslationTask(model, ready.train, ready.valid, chars_per_token(ready.tokenizer), 16)
+    task = lambda: TranslationTask(model, ready, tiny)
     batch = ready.train.batch(range(16))
     with torch.no_grad():
         on_cpu, words = task().loss(batch, 0)[0], translate(model, ready.tokenizer, ready.test[0][:1])
@@ -347,3 +355,74 @@ def test_gpu_agrees_with_cpu(tiny):
         on_gpu = task().loss(batch, 0)[0]
     torch.testing.assert_close(on_gpu.cpu(), on_cpu, atol=1e-3, rtol=1e-3)
     assert translate(model, ready.tokenizer, ready.test[0][:1]) == words
+
+
+# --- what may fail comes after the model is saved, or before the training begins
+
+
+def test_a_trained_model_is_there_when_scoring_fails(tiny, tmp_path, monkeypatch):
+    from bertlab import translation
+
+    def fail(*args, **kwargs):
+        raise BertlabError("scoring failed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(translation, "translation_scores", fail)
+        with pytest.raises(BertlabError, match="scoring failed"):
+            train_translator(tiny, tmp_path / "run")
+    weights = load_translator(tmp_path / "run")[0].state_dict()
+    monkeypatch.setattr(TranslationTask, "loss", fail)  # nothing is trained again
+    assert train_translator(tiny, tmp_path / "run")["result"]
+    again = load_translator(tmp_path / "run" / "model")[0].state_dict()
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+
+
+def test_a_missing_library_is_said_before_the_training(tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "sacrebleu", None)
+    with pytest.raises(BertlabError, match="sacrebleu is not installed"):
+        train_translator(tiny, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["num_beams", "test_pairs", "eval_pairs"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_numbers_below_one_are_refused_before_anything_is_done(name, value):
+    with pytest.raises(BertlabError, match=f"{name} is {value}"):
+        TranslationConfig(**{name: value})
+
+
+def test_searches_without_beams_are_refused(tiny):
+    ready = prepare(tiny)
+    model = build_translator(tiny, ready.tokenizer)
+    with pytest.raises(BertlabError, match="num_beams is 0"):
+        translate(model, ready.tokenizer, ["영 일"], num_beams=0)
+    for wrong in ({"top_k": 0}, {"temperature": 0.0}, {"temperature": float("nan")}):
+        with pytest.raises(BertlabError, match=next(iter(wrong))):
+            top_k_sampler(**wrong)
+
+
+def test_a_run_on_edited_pairs_is_another_run(tiny, tmp_path):
+    path = tmp_path / "pairs.tsv"
+    text = open(tiny.pairs.corpus, encoding="utf8").read()
+    path.write_text(text, encoding="utf8")
+    config = replace(tiny, pairs=replace(tiny.pairs, corpus=str(path)))
+    train_translator(config, tmp_path / "run")
+    path.write_text(text.replace("영 영 개", "영 영 게"), encoding="utf8")
+    with pytest.raises(BertlabError, match="another corpus"):
+        train_translator(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_decoding_is_the_same_on_a_padded_plan(tiny, monkeypatch, num_beams):
+    "On a GPU in fp32 attention runs on padded blocks; the position in the text is not that in the block."
+    from bertlab import attention
+
+    ready = prepare(tiny)
+    model = shaken(build_translator(tiny, ready.tokenizer))
+    sources = [source for source, _ in ready.test[:6]]
+    expected = translate(model, ready.tokenizer, sources, num_beams)
+    monkeypatch.setattr(attention, "bucketed_plan", attention.padded_plan)
+    assert translate(model, ready.tokenizer, sources, num_beams) == expected
+    lm = CausalLM(EncoderConfig(VOCAB, 16, 2, 32, 2)).eval()
+    max_new_tokens = torch.tensor([7, 3, 5])
+    assert len(generate(lm, lm.init_cache(3), max_new_tokens, greedy)) == 3

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from bertlab.bpe import MASK_ID, chars_per_token, train_tokenizer
+from bertlab.bpe import MASK_ID, WordEncoder, chars_per_token, split_punctuation, train_tokenizer
 from bertlab.core.files import BertlabError
 from bertlab.core.saving import MODEL_FILES, load_model_folder, save_model_folder
 from bertlab.encoder import EncoderConfig
@@ -187,16 +187,62 @@ def test_overfits_real_sentences_and_fills_their_blanks(tokenizer):
     assert [guess[0][0] for guess in guesses] == ["▁of", "▁the"]
 
 
+def masked_tokens(tokenizer, text):
+    return [tokenizer.id_to_token(i) for i in encode_masked(tokenizer, text, 40)[0].tolist()]
+
+
 def test_each_mask_is_one_token(tokenizer):
     ids, rows = encode_masked(tokenizer, "[MASK] the file [MASK]not[MASK]", 40)
     assert ids[rows].tolist() == [MASK_ID] * 3 and rows[0] == 0 and rows[-1] == len(ids) - 1
-    assert [tokenizer.id_to_token(i) for i in ids.tolist() if i != MASK_ID] == tokenizer.encode(
-        "the file not"
-    ).tokens
+    words = tokenizer.encode("the file").tokens
+    inside = [token.value for token in tokenizer.model.tokenize("not")]  # no word begins between the masks
+    assert masked_tokens(tokenizer, "[MASK] the file [MASK]not[MASK]") == [
+        "[MASK]", *words, "[MASK]", *inside, "[MASK]"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text", [*TEXTS, "close the file.", "(the file), the axis!", "파일은 행렬의 원소를, 더한다."]
+)
+def test_tokens_around_a_mask_are_those_of_training(tokenizer, text):
+    tokens = tokenizer.encode(text).tokens
+    for i, token in enumerate(tokens):
+        hole = " [MASK]" if token.startswith("▁") else "[MASK]"
+        typed = "".join(hole if i == j else t.replace("▁", " ") for j, t in enumerate(tokens))
+        if "▁" in (token, tokens[i - 1]) or "[UNK]" in tokens:
+            continue  # a mask that begins a word stands for more than its mark
+        assert masked_tokens(tokenizer, typed) == [*tokens[:i], "[MASK]", *tokens[i + 1 :]]
+
+
+def test_what_is_glued_behind_a_mask_begins_no_word(tokenizer):
+    for text in ("the [MASK].", "the [MASK],", "[MASK]은 파일", "[MASK]의", "the [MASK]'s axis"):
+        tokens = masked_tokens(tokenizer, text)
+        assert not tokens[tokens.index("[MASK]") + 1].startswith("▁")
+    assert masked_tokens(tokenizer, " [MASK] ") == ["[MASK]"] == masked_tokens(tokenizer, "[mask]")
+    assert masked_tokens(tokenizer, "[MASK][MASK] [MASK]") == ["[MASK]"] * 3
+
+
+def test_a_punctuation_splitting_tokenizer_keeps_its_words(tokenizer):
+    split = split_punctuation(tokenizer)
+    for text in ("the file , the axis", "the file, the axis"):
+        tokens = split.encode(text).tokens
+        found = masked_tokens(split, text.replace("file", "[MASK]"))
+        behind = tokens[len(split.encode("the file").tokens) :]
+        assert found[found.index("[MASK]") + 1 :] == behind
+
+
+@pytest.mark.parametrize("special", ["[SEP]", "[PAD]", "[CLS]", "[UNK]", "[sep]"])
+def test_special_tokens_in_a_text_are_text(tokenizer, special):
+    ids, rows = encode_masked(tokenizer, f"the {special} file [MASK]", 40)
+    assert len(rows) == 1
+    from_training, _ = WordEncoder(tokenizer).encode([f"the {special} file"])
+    assert ids[:-1].tolist() == from_training.tolist()
+    if special != "[UNK]":
+        assert tokenizer.token_to_id(special.upper()) not in ids.tolist()
 
 
 def test_more_guesses_than_tokens_are_all_tokens(model, tokenizer):
-    (guesses,) = fill_mask(model, tokenizer, "[MASK]", top=10**9)
+    (guesses,) = fill_mask(model, tokenizer, "[MASK]", top_k=10**9)
     assert len(guesses) == tokenizer.get_vocab_size() and sum(p for _, p in guesses) == pytest.approx(
         1, abs=1e-4
     )
