@@ -426,7 +426,8 @@ def model_card(
     example = f'pipeline("{task}", "{name}", trust_remote_code=True)("{text}")'
     about = (
         f"A Transformer encoder trained with [bertlab](https://github.com/bertlab/bertlab): "
-        f"{shape['layers']} layers, width {shape['d_model']}, {shape['heads']} heads, vocabulary {shape['vocab_size']:,}."
+        f"{shape['layers']} layers, width {shape['d_model']}, {shape['heads']} heads, "
+        f"vocabulary {shape['vocab_size']:,}."
     )
     trust = (
         "`trust_remote_code=True` runs `modeling_bertlab.py` from this folder; read it first. It is not\n"

@@ -12,13 +12,13 @@ import pytest
 import zstandard
 
 from bertlab.core.files import BertlabError
-from bertlab.data import corpora, docstrings, labeled, text
+from bertlab.data import corpora, docstrings, labeled, readers, text
 from bertlab.data.text import SkipCounts
 
 PAIRS = [(f"{i}번째 문장이다.", f"This is sentence {i}.") for i in range(12)]
 
 
-def fails(function, *parts):
+def assert_error(function, *parts):
     "The message of the BertlabError that `function` raises; it is one line and holds all `parts`."
     with pytest.raises(BertlabError) as caught:
         function()
@@ -27,19 +27,19 @@ def fails(function, *parts):
     return message
 
 
-def press(content: bytes) -> bytes:
+def zstd_compress(content: bytes) -> bytes:
     return zstandard.ZstdCompressor(write_checksum=True).compress(content)
 
 
 # ---------------------------------------------------------------- text files
 
 
-@pytest.mark.parametrize("wrap, ending", [(bytes, ".txt"), (gzip.compress, ".txt.gz"), (press, ".txt.zst")])
+@pytest.mark.parametrize("wrap, ending", [(bytes, ".txt"), (gzip.compress, ".txt.gz"), (zstd_compress, ".txt.zst")])
 def test_line_ends_and_byte_order_mark(tmp_path, wrap, ending):
     path = tmp_path / f"a{ending}"
     path.write_bytes(wrap("\ufeff하나\r\ntwo\r\n\r\nfour".encode()))
     assert list(text.read_lines(path)) == [(1, "하나"), (2, "two"), (3, ""), (4, "four")]
-    assert list(corpora.read_text(path)) == ["하나", "two", "four"]
+    assert list(readers.read_text(path)) == ["하나", "two", "four"]
 
 
 def test_rows_are_right_across_blocks(tmp_path):
@@ -64,31 +64,31 @@ def test_rows_are_right_across_blocks(tmp_path):
 def test_faults_name_file_row_and_remedy(tmp_path, content, parts):
     path = tmp_path / "faulty.txt"
     path.write_bytes(content)
-    fails(lambda: list(text.read_lines(path)), path, *parts)
+    assert_error(lambda: list(text.read_lines(path)), path, *parts)
 
 
-@pytest.mark.parametrize("ending, wrap", [(".txt", bytes), (".txt.zst", press)])
+@pytest.mark.parametrize("ending, wrap", [(".txt", bytes), (".txt.zst", zstd_compress)])
 def test_line_of_50_mb(tmp_path, ending, wrap):
     path = tmp_path / f"a{ending}"
     path.write_bytes(wrap(b"one\n" + b"x" * 50_000_000 + b"\nthree\n"))
-    fails(lambda: list(text.read_lines(path)), path, "row 2", "longer than 32 MB")
+    assert_error(lambda: list(text.read_lines(path)), path, "row 2", "longer than 32 MB")
     skipped = SkipCounts()
     assert list(text.read_lines(path, skipped)) == [(1, "one"), (3, "three")]
     assert sum(skipped.values()) == 1
 
 
 def test_missing_file(tmp_path):
-    fails(lambda: list(text.read_lines(tmp_path / "nowhere.txt")), "nowhere.txt", "no such file")
-    fails(lambda: list(text.read_lines(tmp_path)), "no such file")
+    assert_error(lambda: list(text.read_lines(tmp_path / "nowhere.txt")), "nowhere.txt", "no such file")
+    assert_error(lambda: list(text.read_lines(tmp_path)), "no such file")
 
 
 def test_compressed_data_cut_short(tmp_path):
     content = "\n".join(f"line {i}" for i in range(100_000)).encode()
-    for ending, wrap in [(".txt.gz", gzip.compress), (".txt.zst", press)]:
+    for ending, wrap in [(".txt.gz", gzip.compress), (".txt.zst", zstd_compress)]:
         path = tmp_path / f"a{ending}"
         whole = wrap(content)
         path.write_bytes(whole[: len(whole) // 2])
-        fails(lambda: list(text.read_lines(path)), path, "damaged or cut short")
+        assert_error(lambda: list(text.read_lines(path)), path, "damaged or cut short")
         skipped = SkipCounts()
         read = list(text.read_lines(path, skipped))
         assert sum(skipped.values()) == 1
@@ -96,7 +96,7 @@ def test_compressed_data_cut_short(tmp_path):
             assert len(read) > 1000
     path = tmp_path / "not.txt.zst"
     path.write_bytes(b"this is no zstd at all")
-    fails(lambda: list(text.read_lines(path)), path, "damaged or cut short")
+    assert_error(lambda: list(text.read_lines(path)), path, "damaged or cut short")
 
 
 def test_long_window(tmp_path):
@@ -119,20 +119,20 @@ def test_pairs_in_any_column_order(tmp_path):
         ("b.tsv.zst", f"번역문\tnote\t원문\n{rows}"),
         ("c.tsv.gz", f"en\t\tko\n{rows}"),
     ]:
-        wrap = press if name.endswith("zst") else gzip.compress if name.endswith("gz") else bytes
+        wrap = zstd_compress if name.endswith("zst") else gzip.compress if name.endswith("gz") else bytes
         (tmp_path / name).write_bytes(wrap(content.encode()))
-        assert list(corpora.read_pairs(tmp_path / name)) == PAIRS
+        assert list(readers.read_pairs(tmp_path / name)) == PAIRS
     assert len(list(corpora.open_corpus(tmp_path, lang="ko"))) == 3 * len(PAIRS)  # a folder of three
 
 
 def test_pairs_without_rows(tmp_path):
     path = tmp_path / "a.tsv"
     path.write_text("ko\ten\n")
-    fails(lambda: list(corpora.open_corpus(path)), path, "holds no sentence")
+    assert_error(lambda: list(corpora.open_corpus(path)), path, "holds no sentence")
     path.write_text("ko\tfr\n안녕\tsalut\n")
-    fails(lambda: list(corpora.open_corpus(path)), path, "row 1", "번역문 or en", "'fr'")
+    assert_error(lambda: list(corpora.open_corpus(path)), path, "row 1", "번역문 or en", "'fr'")
     path.write_bytes(b"")
-    fails(lambda: list(corpora.open_corpus(path)), path, "the file is empty")
+    assert_error(lambda: list(corpora.open_corpus(path)), path, "the file is empty")
 
 
 # ---------------------------------------------------------------- AI Hub
@@ -180,7 +180,7 @@ def aihub(tmp_path):
 def test_aihub_all_layouts(aihub):
     (aihub / "~$1_구어체(1)_200226.xlsx").write_bytes(b"a spreadsheet program's lock file")
     skipped = SkipCounts()
-    assert list(corpora.read_aihub(aihub, skipped)) == PAIRS
+    assert list(readers.read_aihub(aihub, skipped)) == PAIRS
     assert not skipped
     assert corpora.detect_format(aihub) == "aihub"
     assert [tag for _, tag in corpora.open_corpus(aihub)] == ["ko", "en"] * len(PAIRS)
@@ -199,7 +199,7 @@ def test_aihub_zipped(aihub):
     assert sorted(p.name for p in aihub.iterdir()) == beside  # nothing is unpacked
     with zipfile.ZipFile(aihub / "7.zip", "w") as archive:
         archive.writestr("readme.txt", "nothing")
-    fails(lambda: list(corpora.open_corpus(aihub)), "7.zip", "holds 0 workbooks")
+    assert_error(lambda: list(corpora.open_corpus(aihub)), "7.zip", "holds 0 workbooks")
 
 
 def test_aihub_odd_rows(tmp_path):
@@ -219,7 +219,7 @@ def test_aihub_odd_rows(tmp_path):
         book.active.append(row)
     book.save(path)
     skipped = SkipCounts()
-    assert list(corpora.read_aihub(path, skipped)) == [
+    assert list(readers.read_aihub(path, skipped)) == [
         ("하나", "one"),
         ("둘", "two"),
         ("5", "5.5"),
@@ -228,19 +228,19 @@ def test_aihub_odd_rows(tmp_path):
     assert dict(skipped) == {
         "empty cell": 3,
         "kept, but its id is not a whole number": 1,
-        "the pair stood before": 1,
+        "the pair occurred before": 1,
     }
     assert skipped.examples["empty cell"][0] == "1_구어체(2).xlsx row 4"
 
 
 def test_aihub_faults(tmp_path):
     write_workbook(tmp_path / "a.xlsx", ["ID", "한국어", "영어"], PAIRS)
-    fails(lambda: list(corpora.read_aihub(tmp_path)), "a.xlsx, row 1", "원문", "'한국어'")
+    assert_error(lambda: list(readers.read_aihub(tmp_path)), "a.xlsx, row 1", "원문", "'한국어'")
     (tmp_path / "a.xlsx").write_bytes(b"PK\x03\x04 broken")
-    fails(lambda: list(corpora.read_aihub(tmp_path)), "a.xlsx", "Download it again")
+    assert_error(lambda: list(readers.read_aihub(tmp_path)), "a.xlsx", "Download it again")
     openpyxl.Workbook().save(tmp_path / "a.xlsx")
-    fails(lambda: list(corpora.read_aihub(tmp_path)), "a.xlsx", "empty")
-    fails(lambda: list(corpora.read_aihub(tmp_path / "nowhere")), "nowhere", "no such file or folder")
+    assert_error(lambda: list(readers.read_aihub(tmp_path)), "a.xlsx", "empty")
+    assert_error(lambda: list(readers.read_aihub(tmp_path / "nowhere")), "nowhere", "no such file or folder")
 
 
 # ---------------------------------------------------------------- the Pile
@@ -277,13 +277,13 @@ def test_pile_damaged_lines_are_counted(tmp_path):
 
 
 def test_pile_damaged_frame_in_the_middle(tmp_path):
-    frames = [press(b"".join(document(f"Sentence {i} of frame {k}.") for i in range(50))) for k in range(4)]
+    frames = [zstd_compress(b"".join(document(f"Sentence {i} of frame {k}.") for i in range(50))) for k in range(4)]
     frames[1] = frames[1][:40] + b"\0\1\2\3" + frames[1][44:]
     (tmp_path / "00.jsonl.zst").write_bytes(b"".join(frames))
     (tmp_path / "01.jsonl.zst").write_bytes(frames[0][:-7])
-    (tmp_path / "02.jsonl.zst").write_bytes(press(document("The last file.")))
+    (tmp_path / "02.jsonl.zst").write_bytes(zstd_compress(document("The last file.")))
     skipped = SkipCounts()
-    read = [t for t, _ in corpora.read_pile(tmp_path, skipped=skipped)]
+    read = [t for t, _ in readers.read_pile(tmp_path, skipped=skipped)]
     after = [t for t in read if "frame 2" in t or "frame 3" in t]
     assert after == [f"Sentence {i} of frame {k}." for k in (2, 3) for i in range(50)]
     assert read[-1] == "The last file."
@@ -296,7 +296,7 @@ def test_pile_subsets_and_limit(tmp_path):
     (tmp_path / "val.jsonl.gz").write_bytes(gzip.compress(lines))
     assert [t for t, _ in corpora.open_corpus(tmp_path, subsets=["FreeLaw"])] == ["g h.", "i j."]
     assert [t for t, _ in corpora.open_corpus(tmp_path, limit=4)] == ["a b.", "c d.", "e f.", "g h."]
-    fails(
+    assert_error(
         lambda: list(corpora.open_corpus(tmp_path, subsets=["Books3"])),
         "Books3",
         "Choose from FreeLaw, Github",
@@ -346,27 +346,27 @@ def test_conflicting_twins_are_found(tmp_path):
 )
 def test_tweet_faults(tmp_path, content, parts):
     (tmp_path / "train.csv").write_text(content)
-    fails(lambda: labeled.read_tweets(tmp_path), tmp_path / "train.csv", *parts)
+    assert_error(lambda: labeled.read_tweets(tmp_path), tmp_path / "train.csv", *parts)
 
 
 def test_tweets_in_another_encoding(tmp_path):
     (tmp_path / "train.csv").write_bytes(TWEETS.encode() + "3,,,caf\xe9,1\n".encode("latin1"))
-    fails(lambda: labeled.read_tweets(tmp_path), "row 4", "is not UTF-8")
+    assert_error(lambda: labeled.read_tweets(tmp_path), "row 4", "is not UTF-8")
 
 
 # ---------------------------------------------------------------- one door
 
 
 def test_open_corpus_faults(tmp_path):
-    fails(lambda: corpora.open_corpus(tmp_path), "holds no files that bertlab knows")
+    assert_error(lambda: corpora.open_corpus(tmp_path), "holds no files that bertlab knows")
     (tmp_path / "a.docx").write_bytes(b"x")
-    fails(lambda: corpora.open_corpus(tmp_path / "a.docx"), "a.docx", "holds no files that bertlab knows")
-    fails(lambda: corpora.open_corpus("nowhere"), "nowhere", "default or messages")
+    assert_error(lambda: corpora.open_corpus(tmp_path / "a.docx"), "a.docx", "holds no files that bertlab knows")
+    assert_error(lambda: corpora.open_corpus("nowhere"), "nowhere", "default or messages")
     (tmp_path / "a.txt").write_text("hello there\n")
-    fails(lambda: corpora.open_corpus(tmp_path / "a.txt", subsets=["x"]), "subsets is an option of the Pile")
-    fails(lambda: corpora.open_corpus("messages", lang="fr"), "Choose ko, en or both")
+    assert_error(lambda: corpora.open_corpus(tmp_path / "a.txt", subsets=["x"]), "subsets is an option of the Pile")
+    assert_error(lambda: corpora.open_corpus("messages", lang="fr"), "Choose ko, en or both")
     (tmp_path / "a.txt").write_text("---\n***\n")
-    fails(lambda: list(corpora.open_corpus(tmp_path / "a.txt")), "holds no sentence")
+    assert_error(lambda: list(corpora.open_corpus(tmp_path / "a.txt")), "holds no sentence")
 
 
 def test_fingerprint_knows_content_not_place(tmp_path):
@@ -381,8 +381,8 @@ def test_fingerprint_knows_content_not_place(tmp_path):
 
 
 def test_messages_need_their_package(monkeypatch):
-    monkeypatch.setattr(corpora.importlib.util, "find_spec", lambda name: None)
-    fails(lambda: corpora.open_corpus("messages"), "pip install jupyterlab-language-pack-ko-KR")
+    monkeypatch.setattr(readers.importlib.util, "find_spec", lambda name: None)
+    assert_error(lambda: corpora.open_corpus("messages"), "pip install jupyterlab-language-pack-ko-KR")
 
 
 # ---------------------------------------------------------------- the embedded corpus

@@ -11,8 +11,9 @@ import torch
 from bertlab.bpe import train_tokenizer
 from bertlab.cli import main
 from bertlab.core.files import BertlabError
+from bertlab.data.labeled import LabeledTexts, read_labeled
 from bertlab.encoder import EncoderConfig
-from bertlab.evaluation import LabeledTexts, kfold, read_labeled
+from bertlab.evaluation import kfold
 from bertlab.finetuning import FinetuneConfig
 from bertlab.mlm import MaskedLM, load_model, save_model
 from bertlab.study import tweets as tweets_study

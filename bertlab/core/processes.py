@@ -22,16 +22,28 @@ import joblib
 
 # %% ../../nbs/core/08_processes.ipynb #fd263245
 _WATCHDOG = """
-import os, shutil, sys, time
+import os, shutil, sys, threading, time
 import psutil
-token, parent, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-sys.stdin.buffer.read()  # ends when the parent ends
+
+token, parent, folder = sys.argv[1], psutil.Process(int(sys.argv[2])), sys.argv[3]
+started, ended, known = psutil.Process().create_time(), threading.Event(), set()
+
+def wait_for_end():
+    sys.stdin.buffer.read()
+    ended.set()
+
+threading.Thread(target=wait_for_end, daemon=True).start()
+while not ended.wait(0.5):
+    try:
+        known.update(p for p in parent.children(recursive=True) if p.create_time() > started)
+    except psutil.Error:
+        pass
 for attempt in range(3):
-    for process in psutil.process_iter():
+    for process in [*known, *psutil.process_iter()]:
         try:
-            is_child = process.environ().get("BERTLAB_TOKEN") == token
+            is_child = process in known or process.environ().get("BERTLAB_TOKEN") == token
             is_tracker = "resource_tracker" in str(process.cmdline())  # ends by itself
-            if is_child and not is_tracker and process.pid not in (os.getpid(), parent):
+            if is_child and not is_tracker and process.pid not in (os.getpid(), parent.pid):
                 process.kill()
         except psutil.Error:
             pass
