@@ -28,7 +28,7 @@ from .core.saving import load_model_folder, save_model_folder
 from .data.labeled import LabeledTexts
 from .encoder import Encoder, EncoderConfig, parse_encoder_config
 from .mlm import eval_mode
-from .packing import Layout, PackedBatch, collate_packed, epoch_order
+from .packing import Layout, PackedBatch, collate_packed, epoch_order, prefetch
 from .text_cnn import HeadConfig, TextCNNHead, class_probabilities, classification_loss
 from .token_store import TokenStore, in_memory_store
 from .training import Task, TrainConfig, fit
@@ -221,7 +221,7 @@ class FeatureCache:
         key = _feature_key(encoder, store, n_layers)
         if key not in self.memory:
             self.memory[key] = self._load_or_encode(key, encoder, store, n_layers)
-        return CachedFeatures(self.memory[key], store)
+        return CachedFeatures(self.memory[key].to(next(encoder.parameters()).device), store)
 
     def _load_or_encode(self, key: str, encoder: Encoder, store: TokenStore, n_layers: int) -> Tensor:
         "Read features from the folder, or encode and write them while other processes wait."
@@ -253,20 +253,21 @@ class FinetuneTask(Task):
         valid: np.ndarray,  # the sentences to evaluate on, perhaps none
     ):
         self.model, self.config, self.inputs, self.n_frozen_layers = model, config, inputs, n_frozen_layers
-        self.labels, self.train, self.valid = torch.tensor(labels), train, valid
+        self.device = next(model.parameters()).device
+        self.labels, self.train, self.valid = torch.tensor(labels).to(self.device), train, valid
         self.steps_per_epoch = -(-len(train) // config.train.batch_size)
 
     def batches(self, epoch: int, start: int = 0):
         "The training sentences in the order of this epoch."
         order = self.train[epoch_order(len(self.train), self.config.train.seed, epoch)]
         size = self.config.train.batch_size
-        return (self.inputs.batch(order[i : i + size]) for i in range(start * size, len(order), size))
+        starts = range(start * size, len(order), size)
+        return prefetch((self.inputs.batch(order[i : i + size]) for i in starts), device=self.device)
 
     def loss(self, batch: PackedBatch, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
         "Mean cross-entropy of a batch, and sums for loss and accuracy."
-        device = next(self.model.parameters()).device
-        labels = self.labels[batch.sentence_ids].to(device)
-        batch = batch.to(device)
+        batch = batch.to(self.device, non_blocking=True)
+        labels = self.labels[batch.sentence_ids]
         logits = self.model(batch.ids, batch.layout, self.n_frozen_layers)
         loss = classification_loss(logits, labels)
         correct = (class_probabilities(logits.detach()).argmax(1) == labels).sum()

@@ -109,6 +109,12 @@ class MaskedBatch:
         inputs, masked_indices, targets = (x.to(device, non_blocking=non_blocking) for x in tensors)
         return MaskedBatch(inputs, self.layout.to(device, non_blocking), masked_indices, targets)
 
+    def pin_memory(self) -> "MaskedBatch":
+        "The same batch in page-locked memory, from which a GPU copies while Python goes on."
+        tensors = self.inputs, self.masked_indices, self.targets
+        inputs, masked_indices, targets = (x.pin_memory() for x in tensors)
+        return MaskedBatch(inputs, self.layout.pin_memory(), masked_indices, targets)
+
 # %% ../nbs/04_masking.ipynb #5bb58048
 def mask_batch(
     batch: PackedBatch,

@@ -52,6 +52,10 @@ class Layout:
         "The same layout on another device."
         return type(self)(self.offsets.to(device, non_blocking=non_blocking), self.max_seqlen, self.n_tokens)
 
+    def pin_memory(self) -> "Layout":
+        "The same layout in page-locked memory, from which a GPU copies while Python goes on."
+        return type(self)(self.offsets.pin_memory(), self.max_seqlen, self.n_tokens)
+
     @cached_property
     def lengths(self) -> Tensor:  # int64 [s]
         "Tokens of each sentence."
@@ -89,6 +93,11 @@ class PackedBatch:
         ids, sentence_ids = (x.to(device, non_blocking=non_blocking) for x in (self.ids, self.sentence_ids))
         return PackedBatch(ids, self.layout.to(device, non_blocking), sentence_ids)
 
+    def pin_memory(self) -> "PackedBatch":
+        "The same batch in page-locked memory; what is on a device stays there."
+        ids = self.ids if self.ids.is_cuda else self.ids.pin_memory()
+        return PackedBatch(ids, self.layout.pin_memory(), self.sentence_ids.pin_memory())
+
 # %% ../nbs/02_packing.ipynb #1349fbab
 def collate_packed(
     values: np.ndarray | Tensor,  # token ids [tokens], or a row per token [tokens, d]
@@ -102,11 +111,12 @@ def collate_packed(
         order = np.argsort(lengths, kind="stable")
         indices, lengths = indices[order], lengths[order]
     rows = concat_ranges(offsets[indices], lengths)
-    flat = (
-        values[torch.from_numpy(rows)]
-        if isinstance(values, Tensor)
-        else torch.from_numpy(values[rows].astype(np.int64))
-    )
+    if isinstance(values, Tensor):
+        index = torch.from_numpy(rows)
+        index = index.pin_memory().to(values.device, non_blocking=True) if values.is_cuda else index
+        flat = values[index]
+    else:
+        flat = torch.from_numpy(values[rows].astype(np.int64))
     return PackedBatch(flat, Layout.from_lengths(lengths), torch.from_numpy(indices))
 
 # %% ../nbs/02_packing.ipynb #bfc28959
@@ -148,14 +158,16 @@ def batches(
 def prefetch(
     items: Iterable,  # such as `batches(...)`
     depth: int = 2,  # how many may wait
+    device: torch.device | None = None,  # where the items will go; for a GPU they are put into pinned memory
 ) -> Iterator:
     "The same items, made ahead of time by a thread; its exceptions are raised here."
+    pinned = device is not None and torch.device(device).type == "cuda"
     ready, stop = queue.Queue(depth), threading.Event()
 
     def work():
         try:
             for item in items:
-                ready.put((item, None))
+                ready.put((item.pin_memory() if pinned else item, None))
                 if stop.is_set():
                     return
             ready.put((None, StopIteration()))

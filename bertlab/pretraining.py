@@ -24,7 +24,7 @@ from bertlab.core.distributed import (
     wrap_ddp,
 )
 from .core.files import BertlabError
-from .core.records import default_device, run_or_load, run_record
+from .core.records import check_out, default_device, run_or_load, run_record
 from .encoder import EncoderConfig, count_parameters, train_flops_per_token
 from .masking import MaskedBatch, MaskingConfig, mask_batch
 from bertlab.mlm import (
@@ -117,18 +117,22 @@ class MLMTask(Task):
         return self.sentence_ids[epoch_order(len(self.sentence_ids), self.config.train.seed, epoch)]
 
     def batches(self, epoch, start=0):
-        "Packed batches of an epoch, read ahead."
+        "Masked batches of an epoch, made ahead by a thread: a GPU never waits to learn how many are masked."
         order, size = self.epoch_sentences(epoch), self.config.train.batch_size
         starts = range(start * size, len(order), size)
-        return prefetch(self.train.batch(shard_batch(order[i : i + size])) for i in starts)
+        shards = (shard_batch(order[i : i + size]) for i in starts)
+        return prefetch((self.mask_train(shard, epoch) for shard in shards), device=self.device)
+
+    def mask_train(self, sentence_ids: np.ndarray, epoch: int) -> MaskedBatch:
+        "Training sentences with the mask that they have in this epoch."
+        c, vocab_size = self.config, self.model.config.vocab_size
+        return mask_batch(self.train.batch(sentence_ids), vocab_size, c.masking, c.train.seed, epoch)
 
     def loss(self, batch, epoch):
         "MLM loss; under DDP, rescaled to the global mean over masked tokens."
         if get_rank():
             torch.manual_seed(torch.initial_seed() + get_rank())  # each process has its own dropout
-        batch = batch.to(self.device, non_blocking=True)
-        c = self.config
-        masked = mask_batch(batch, self.model.config.vocab_size, c.masking, c.train.seed, epoch)
+        masked = batch.to(self.device, non_blocking=True)
         logits = self.ddp_model(masked)
         if len(masked.targets):
             loss = mlm_loss(logits, masked.targets)
@@ -191,7 +195,10 @@ def pretrain(
         return _train(config, folder)
 
     if get_rank() == 0:
-        return broadcast_object(run_or_load(folder, asdict(config), work))
+        check_out(folder)
+        corpus = open_corpus(config.data.corpus, lang=config.data.lang or None)
+        identity = {"corpus": corpus.fingerprint}
+        return broadcast_object(run_or_load(folder, asdict(config), work, identity))
     record = broadcast_object(None)
     if record is None:
         _train(config, Path(folder))

@@ -17,8 +17,9 @@ from torch import nn
 from .goals import training_rows
 from .training import batch_flops
 from ..core.files import BertlabError, read_json
-from ..pretraining import MODELS, PretrainConfig
-from ..token_store import prepare_data
+from ..pretraining import PretrainConfig
+from ..study.variants import VariantConfig
+from ..token_store import DataConfig, prepare_data
 
 # %% ../../nbs/bench/03_estimate.ipynb #85eea4a9
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Text:
 
 def prepared_text(config: PretrainConfig) -> Text:
     "The text of a config's corpus: from the cache, or prepared now."
-    ready = prepare_data(config)
+    ready = prepare_data(config.data, config.encoder.max_len)
     some = np.random.default_rng(0).permutation(len(ready.train))[:8192]
     return Text(
         ready.train.n_tokens, ready.tokenizer.get_vocab_size(), ready.train.lengths[some].astype(np.int64)
@@ -43,7 +44,7 @@ def assumed_text(config: PretrainConfig, tokens: int, mean_length: int = 28) -> 
     "A text of so many tokens that nobody has seen yet."
     if tokens < 1:
         raise BertlabError(f"a corpus of {tokens} tokens", hint="Give the number of tokens, from 1")
-    return Text(tokens, config.merges + 1000, np.full(8192, min(mean_length, config.max_len)))
+    return Text(tokens, config.data.merges + 1000, np.full(8192, min(mean_length, config.encoder.max_len)))
 
 # %% ../../nbs/bench/03_estimate.ipynb #5dca906d
 def executed_flops_per_token(
@@ -51,11 +52,11 @@ def executed_flops_per_token(
     text: Text,
 ) -> float:
     "Multiplications and additions of training, for each token of the text."
-    if config.model == "torch":
-        raise BertlabError("a plan is made for bertlab's own layers", hint="Choose the model own or untied")
+    if getattr(config, "model", "tied") == "torch":
+        raise BertlabError("a plan is made for bertlab's own layers", hint="Choose the model tied or untied")
     size = min(config.train.batch_size, len(text.lengths))
     batches = text.lengths[: len(text.lengths) // size * size].reshape(-1, size)
-    shape = config.encoder(text.vocabulary)
+    shape = replace(config.encoder, vocab_size=text.vocabulary)
     return sum(batch_flops(shape, lengths, "bertlab") for lengths in batches) / int(batches.sum())
 
 # %% ../../nbs/bench/03_estimate.ipynb #f4587473
@@ -65,7 +66,7 @@ def parameter_counts(
 ) -> tuple[int, int]:  # numbers that are learnt; numbers that the optimiser remembers
     "The size of a model and of its optimiser's memory."
     with torch.device("meta"):
-        model = MODELS[config.model](config.encoder(vocabulary))
+        model = config.build_model(vocabulary)
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     sizes = [(p.numel(), p.ndim == 2 and id(p) not in tables) for p in model.parameters()]
     muon = config.train.optimizer == "muon"
@@ -78,15 +79,16 @@ def activation_bytes(
     lengths: np.ndarray,  # int [s], tokens of the sentences of a batch
 ) -> int:
     "What the forward pass of a batch keeps for the backward pass."
-    d, f, h, short = config.d_model, config.d_ff, config.heads, 2 if config.train.precision == "bf16" else 4
+    e, short = config.encoder, 2 if config.train.precision == "bf16" else 4
+    d, f, h = e.d_model, e.d_ff, e.heads
     masks = np.maximum(1, np.floor(config.masking.mlm_probability * lengths + 0.5))
     t, m, pairs, few = (int(x.sum()) for x in (lengths, masks, lengths**2, masks * lengths))
-    wide = f * short * ((1 if config.activation == "relu" else 2) + (config.dropout > 0))
+    wide = f * short * ((1 if e.activation == "relu" else 2) + (e.dropout > 0))
     narrow = d * (6 * 4 + 3 * short) + 4 * (h + 4)  # the last: one number a head of attention, two a norm
-    scores = 3 * 4 * h if config.dropout else 0
+    scores = 3 * 4 * h if e.dropout else 0
     whole = t * (narrow + wide) + pairs * scores
     last = t * d * (3 * 4 + short) + m * (d * (4 * 4 + 4 * short) + wide) + few * scores
-    return (config.layers - 1) * whole + last + 4 * m * vocabulary
+    return (e.layers - 1) * whole + last + 4 * m * vocabulary
 
 # %% ../../nbs/bench/03_estimate.ipynb #3e5b3bde
 ASSUMED = {"cpu": 0.6, "cuda": 0.35}  # share of the bare matrix-product rate that training keeps busy
@@ -105,7 +107,7 @@ def measured_utilization(
         row = training_rows(result, section).get(f"bertlab, {config.train.precision}")
         if row:
             found.append(
-                (abs(result[section]["result"]["shape"]["d_model"] - config.d_model), row["busy"], section)
+                (abs(result[section]["result"]["shape"]["d_model"] - config.encoder.d_model), row["busy"], section)
             )
     if not found:
         return ASSUMED[device], "assumed; `bertlab bench` measures it"
@@ -121,7 +123,7 @@ def estimate_run(
 ) -> dict:
     "Steps, tokens, operations, hours and memory of a pre-training."
     c, a_token = config.train, executed_flops_per_token(config, text)
-    tokens = text.tokens * config.part * c.epochs
+    tokens = text.tokens * config.train_fraction * c.epochs
     size = c.batch_size * float(text.lengths.mean())  # tokens of a batch
     parameters, remembered = parameter_counts(config, text.vocabulary)
     sentences = np.resize(text.lengths, c.batch_size)
@@ -152,9 +154,10 @@ def growth(
     share: float,
 ) -> list[dict]:
     "Plans beside each other: as it is, and with one thing doubled."
-    longer = replace(text, lengths=np.minimum(2 * text.lengths, config.max_len))
-    wider = replace(config, d_model=2 * config.d_model, d_ff=2 * config.d_ff)
-    deeper = replace(config, layers=2 * config.layers)
+    longer = replace(text, lengths=np.minimum(2 * text.lengths, config.encoder.max_len))
+    e = config.encoder
+    wider = replace(config, encoder=replace(e, d_model=2 * e.d_model, d_ff=2 * e.d_ff))
+    deeper = replace(config, encoder=replace(e, layers=2 * e.layers))
     larger = replace(config, train=replace(config.train, batch_size=2 * config.train.batch_size))
     cases = {"as it is": (config, text), "twice the width": (wider, text), "twice the layers": (deeper, text)}
     cases |= {"twice the batch": (larger, text), "twice the sentence": (config, longer)}

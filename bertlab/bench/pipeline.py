@@ -44,8 +44,7 @@ from ..finetuning import FeatureCache, FinetuneConfig, FinetuneTask, build_class
 from ..masking import mask_batch
 from ..mlm import MaskedLM, mlm_loss, mlm_metrics
 from ..token_store import TokenStore, build_store, in_memory_store
-from ..pretraining import PretrainConfig
-from ..token_store import prepare_data
+from ..token_store import DataConfig, prepare_data
 from ..text_cnn import HeadConfig
 from ..training import TrainConfig, fit, make_optimizers
 
@@ -97,7 +96,7 @@ def loop_section(
     rounds: int = 3,
 ) -> list[dict]:
     "The parts of a step beside what a step takes in the training loop, by shape and precision."
-    ready, rows = prepare_data(PretrainConfig()), []
+    ready, rows = prepare_data(DataConfig(), 256), []
     for shape in shapes:
         config = EncoderConfig(ready.tokenizer.get_vocab_size(), **SHAPES[shape])
         for precision in ("fp32", "bf16"):
@@ -169,7 +168,7 @@ def _texts(part: int = 0, parts: int = 1) -> tuple[list[str], float]:  # and the
 # %% ../../nbs/bench/02_pipeline.ipynb #67186f1a
 def encode_speed(how: str, part: int = 0, parts: int = 1) -> dict:
     "Encode the default corpus with bertlab's `WordEncoder`, or with `tokenizers` alone."
-    tokenizer, (texts, megabytes) = prepare_data(PretrainConfig()).tokenizer, _texts(part, parts)
+    tokenizer, (texts, megabytes) = prepare_data(DataConfig(), 256).tokenizer, _texts(part, parts)
     encode = WordEncoder(tokenizer).encode if how == "bertlab" else tokenizer.encode_batch_fast
     started = time.perf_counter()
     for i in range(0, len(texts), 8192):
@@ -243,7 +242,7 @@ def bpe_section(device: torch.device, merges: int = 5000, parts: int = 20, few: 
 # %% ../../nbs/bench/02_pipeline.ipynb #e833ed02
 def store_speed(copies: int) -> dict:
     "Build a token store from so many copies of the default corpus."
-    tokenizer, corpus, read = prepare_data(PretrainConfig()).tokenizer, open_corpus("default"), Counter()
+    tokenizer, corpus, read = prepare_data(DataConfig(), 256).tokenizer, open_corpus("default"), Counter()
 
     def sentences():
         for copy_number in range(copies):
@@ -275,7 +274,7 @@ def store_section(device: torch.device) -> list[dict]:
 # %% ../../nbs/bench/02_pipeline.ipynb #7ba6b1d1
 def features_section(device: torch.device, every: int = 100, epochs: int = 3) -> dict:
     "Three heads on one frozen encoder, with its features encoded once, and encoded again in every step."
-    ready = prepare_data(PretrainConfig())
+    ready = prepare_data(DataConfig(), 256)
     texts, tags = zip(*itertools.islice(open_corpus("default"), 0, None, every))
     names = sorted(set(tags))
     labels = np.array([names.index(tag) for tag in tags])
@@ -300,7 +299,7 @@ def features_section(device: torch.device, every: int = 100, epochs: int = 3) ->
 # %% ../../nbs/bench/02_pipeline.ipynb #653ef8d3
 def first_step(started: float) -> float:  # seconds
     "Seconds from the start of a process to the end of its first training step."
-    ready = prepare_data(PretrainConfig())
+    ready = prepare_data(DataConfig(), 256)
     config = EncoderConfig(ready.tokenizer.get_vocab_size(), **SHAPES["small"])
     racer = BenchmarkTask(MaskedLM(config).to(default_device()), ready.train, ready.tokenizer)
     time_steps(racer, [np.arange(128)])
@@ -316,7 +315,7 @@ def startup_section(device: torch.device, repeats: int = 2) -> dict:
         )
         return min(_timed(run)[1] for _ in range(repeats))
 
-    prepare_data(PretrainConfig())
+    prepare_data(DataConfig(), 256)
     codes = {"python": "pass", "import bertlab": "import bertlab", "import torch": "import torch"}
     codes |= {"import bertlab.pretraining": "import bertlab.pretraining"}
     first = min(elsewhere("first_step", time.time(), TQDM_DISABLE="1")[0] for _ in range(repeats))
@@ -351,7 +350,7 @@ def scaling_cases(width: int, tokens: int) -> list[tuple[str, int, int, int]]:  
 
 def scaling_section(device: torch.device, width: int, tokens: int, precision: str) -> dict:
     "Tokens a second against width, batch and length."
-    ready, rows, rate = prepare_data(PretrainConfig()), [], matmul_rates(device, 3)[precision]
+    ready, rows, rate = prepare_data(DataConfig(), 256), [], matmul_rates(device, 3)[precision]
     for axis, d, batch, length in scaling_cases(width, tokens):
         torch.manual_seed(0)
         model, store = (
@@ -374,7 +373,7 @@ def scaling_section(device: torch.device, width: int, tokens: int, precision: st
 # %% ../../nbs/bench/02_pipeline.ipynb #9d5fae5f
 def step_memory(width: int, batch: int) -> dict:
     "The highest memory of a process that trains two steps on the default corpus."
-    ready = prepare_data(PretrainConfig())
+    ready = prepare_data(DataConfig(), 256)
     torch.manual_seed(0)
     racer = BenchmarkTask(
         MaskedLM(layers_of(width, ready.tokenizer.get_vocab_size())),
@@ -445,7 +444,7 @@ def run_bench(
     device = default_device()
     path, sections = Path(folder) / f"bench_{device.type}.json", sections or sections_for(device)
     record = read_json(path) if path.is_file() and not fresh else {}
-    about = run_record("bench", {"sections": list(sections)}, prepare_data(PretrainConfig()).corpus, [], {})
+    about = run_record("bench", {"sections": list(sections)}, prepare_data(DataConfig(), 256).corpus, [], {})
     same = all(record.get(key) == about[key] for key in ("device", "versions", "corpus"))
     done = record["result"] if same else {}
     wanted = [

@@ -31,7 +31,7 @@ from ..packing import Layout, epoch_order, prefetch
 from ..token_store import TokenStore
 from ..pretraining import MLMTask, PretrainConfig
 from ..study.variants import TorchLM
-from ..token_store import PretrainData, prepare_data
+from ..token_store import DataConfig, PretrainData, prepare_data
 from ..training import OutOfMemoryError, TrainConfig, fit
 
 # %% ../../nbs/bench/01_training.ipynb #02b95121
@@ -130,7 +130,8 @@ class BenchmarkTask(MLMTask):
 
     def batches(self, epoch, start=0):
         "The prescribed sentences."
-        return prefetch(self.train.batch(numbers) for numbers in self.plan[start:])
+        plan = self.plan[start:]
+        return prefetch((self.mask_train(numbers, epoch) for numbers in plan), device=self.device)
 
     def loss(self, batch, epoch):
         "The loss, noted."
@@ -406,7 +407,7 @@ def training_section(
     only: Callable[[str], bool] = lambda name: True,  # which entrants
 ) -> dict:
     "A race over one shape."
-    ready = prepare_data(PretrainConfig())
+    ready = prepare_data(DataConfig(), 256)
     config = EncoderConfig(ready.tokenizer.get_vocab_size(), **SHAPES[shape])
     course = Course(config, ready, device, batch_size, steps, rounds)
     who = {name: entrant for name, entrant in entrants_of(course).items() if only(name)}

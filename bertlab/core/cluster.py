@@ -15,7 +15,6 @@ import logging
 import os
 import secrets
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from unittest import mock
@@ -31,13 +30,13 @@ def _ray_token() -> str:
 
 
 @contextlib.contextmanager
-def _loopback_options():
+def _loopback_options(folder: Path):
     "How Ray is started on this machine: private, and on the loopback address only."
     variables = {"RAY_AUTH_TOKEN": _ray_token(), "RAY_AUTH_MODE": "token"}
     variables |= {
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"
     }  # Ray's switch for "this machine only", on Linux, too
-    with watched_folder() as folder, changed_environ(**variables), contextlib.ExitStack() as stack:
+    with changed_environ(**variables), contextlib.ExitStack() as stack:
         if "ray" in sys.modules:  # it has read its environment already
             os.environ.pop("RAY_AUTH_MODE")  # unset, it is "token" from Ray 2.60 on
             constants = importlib.import_module("ray._private.ray_constants")
@@ -59,25 +58,25 @@ def _check_loopback(ray):
 def ray_session(
     address: str | None = None,  # of a running cluster; None starts Ray on this machine
 ):
-    "Ray, without telemetry; what this starts it stops."
+    "The module `ray`, connected and without telemetry, and a private folder; what this starts it stops."
     quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     quiet |= {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
     quiet["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the work; Tune would call it a result
-    with changed_environ(**quiet), contextlib.ExitStack() as stack:
+    with watched_folder() as folder, changed_environ(**quiet), contextlib.ExitStack() as stack:
         options = {"address": address}
         if not address:
-            options = stack.enter_context(_loopback_options())
+            options = stack.enter_context(_loopback_options(folder))
         try:
             import ray
         except ImportError:
             hint = "Run: pip install 'bertlab[sweeps]', or choose --workers"
             raise BertlabError("Ray is not installed", hint=hint) from None
         if ray.is_initialized():
-            yield ray
+            yield ray, folder
             return
         try:
             _init(ray, options)
-            yield ray
+            yield ray, folder
         finally:
             ray.shutdown()
 
@@ -143,7 +142,7 @@ def run_with_ray(
     score: str = "valid_accuracy",  # the key in a result by which it is compared
 ):
     "Do jobs through Ray Tune."
-    with ray_session(address) as ray, tempfile.TemporaryDirectory(prefix="bertlab-") as folder:
+    with ray_session(address) as (ray, folder):
         if address:
             _check_cluster(ray, gpus)
         from ray import tune
@@ -153,7 +152,7 @@ def run_with_ray(
         if asha:
             scheduler = tune.schedulers.ASHAScheduler(metric="score", mode="max", grace_period=2)
         config = {"scheduler": scheduler, "reuse_actors": True, "trial_dirname_creator": _trial_dirname}
-        run = {"storage_path": folder, "name": "tune", "verbose": 0}
+        run = {"storage_path": str(folder), "name": "tune", "verbose": 0}
         run |= {
             "failure_config": tune.FailureConfig(max_failures=1),
             "callbacks": [_result_saver(save_result)],

@@ -19,7 +19,7 @@ import pandas as pd
 from ..core.files import BertlabError
 from .docstrings import library_classification_data
 from .readers import clean_tweet, read_table, table_delimiter
-from .text import check_file, near_duplicate_key
+from .text import check_file, near_duplicate_key, replace_surrogates
 
 # %% ../../nbs/data/05_labeled.ipynb #f32ed461
 def _misfit(header: list[str], rows: list[tuple[int, list[str]]]) -> tuple[int, list[str]] | None:
@@ -129,11 +129,16 @@ def _refuse(bad: pd.Series, problem: str, path):
         raise BertlabError(f"{problem} ({bad.sum()} such rows)", path, row, "Correct or remove the row")
 
 
+def _strings(values: pd.Series) -> pd.Series:  # of str, as Python objects
+    "Any column as strings that can be written as UTF-8."
+    return pd.Series([replace_surrogates(str(v)) for v in values], index=values.index, dtype=object)
+
+
 def _label_strings(labels: pd.Series) -> pd.Series:  # of str
     "Labels as strings; 1.0, as pandas reads a column of integers with gaps, is 1."
     if pd.api.types.is_float_dtype(labels) and (labels % 1 == 0).all():
         labels = labels.astype(int)
-    return labels.astype(str).str.strip()
+    return _strings(labels).str.strip()
 
 
 def _lookalikes(names: Sequence[str]) -> list[str]:
@@ -171,9 +176,9 @@ def validate_labels(
 ) -> LabeledTexts:
     "Check a table of texts and labels: no text empty, no label missing or unknown, at least two classes."
     texts, labels = _column(frame, ["text"], path), _column(frame, ["label", "target"], path)
-    _refuse(texts.isna() | (texts.astype(str).str.strip() == ""), "the text is empty", path)
-    _refuse(labels.isna() | (labels.astype(str).str.strip() == ""), "the label is missing", path)
-    texts, labels, notes = texts.astype(str), _label_strings(labels), []
+    _refuse(texts.isna() | (_strings(texts).str.strip() == ""), "the text is empty", path)
+    _refuse(labels.isna() | (_strings(labels).str.strip() == ""), "the label is missing", path)
+    texts, labels, notes = _strings(texts), _label_strings(labels), []
     if labels.nunique() < 2:
         problem = "all texts have one label" if len(frame) else "there is no text"
         raise BertlabError(problem, path, hint="Add texts of another class")

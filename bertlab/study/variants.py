@@ -19,9 +19,8 @@ from ..core.saving import save_model_folder
 from ..encoder import ACTIVATIONS, EncoderConfig
 from ..masking import MaskedBatch
 from ..mlm import MaskedLM, evaluate_mlm, save_model
-from ..token_store import TokenStore
 from ..pretraining import MLMTask, PretrainConfig
-from ..token_store import PretrainData
+from ..token_store import PretrainData, TokenStore
 
 # %% ../../nbs/study/02_variants.ipynb #7f7799f3
 class UntiedLM(MaskedLM):
@@ -69,10 +68,13 @@ class TorchLM(MaskedLM):
         masked: MaskedBatch,
     ) -> Tensor:  # logits [m, v]
         "Logits over the vocabulary at every masked position."
-        rows, real = masked.layout.pad_index
-        embedded = self.encoder.embed(masked.inputs, masked.layout)[rows]  # [b, s, d]
-        hidden = self.stack(embedded, src_key_padding_mask=~real)
-        return nn.functional.linear(hidden[real][masked.masked_indices], self.encoder.embedding.weight)
+        layout = masked.layout
+        rows, real = layout.pad_index
+        embedded = self.encoder.embed(masked.inputs, layout)[rows]  # [b, s, d]
+        hidden = self.stack(embedded, src_key_padding_mask=~real).flatten(0, 1)
+        padded_rows = layout.segment_ids * layout.max_seqlen + layout.position_ids  # of each token
+        chosen = padded_rows.index_select(0, masked.masked_indices)
+        return nn.functional.linear(hidden.index_select(0, chosen), self.encoder.embedding.weight)
 
 # %% ../../nbs/study/02_variants.ipynb #c42fd77c
 def to_masked_lm(
