@@ -27,7 +27,7 @@ class Layout:
 
     def __init__(
         self,
-        offsets: Tensor,  # int64 [s+1], offsets[0] is 0, on the tokens' device; flash-attention's `cu_seqlens`
+        offsets: Tensor,  # int64 [s+1], offsets[0] is 0, on the same device; flash-attention's `cu_seqlens`
         max_seqlen: int,  # tokens of the longest sentence, known on the host so that no kernel waits for it
         n_tokens: int,  # offsets[-1], likewise
     ):
