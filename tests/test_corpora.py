@@ -1,18 +1,25 @@
 """Formats and faults of corpus files."""
 
+import csv
 import gzip
+import io
 import json
 import os
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 
 import openpyxl
+import pandas as pd
 import pytest
 import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bertlab.core.files import BertlabError
 from bertlab.data import corpora, docstrings, labeled, readers, text
+from bertlab.data.parallel import Pairs
 from bertlab.data.text import SkipCounts
 
 PAIRS = [(f"{i}번째 문장이다.", f"This is sentence {i}.") for i in range(12)]
@@ -34,7 +41,9 @@ def zstd_compress(content: bytes) -> bytes:
 # ---------------------------------------------------------------- text files
 
 
-@pytest.mark.parametrize("wrap, ending", [(bytes, ".txt"), (gzip.compress, ".txt.gz"), (zstd_compress, ".txt.zst")])
+@pytest.mark.parametrize(
+    "wrap, ending", [(bytes, ".txt"), (gzip.compress, ".txt.gz"), (zstd_compress, ".txt.zst")]
+)
 def test_line_ends_and_byte_order_mark(tmp_path, wrap, ending):
     path = tmp_path / f"a{ending}"
     path.write_bytes(wrap("\ufeff하나\r\ntwo\r\n\r\nfour".encode()))
@@ -277,7 +286,9 @@ def test_pile_damaged_lines_are_counted(tmp_path):
 
 
 def test_pile_damaged_frame_in_the_middle(tmp_path):
-    frames = [zstd_compress(b"".join(document(f"Sentence {i} of frame {k}.") for i in range(50))) for k in range(4)]
+    frames = [
+        zstd_compress(b"".join(document(f"Sentence {i} of frame {k}.") for i in range(50))) for k in range(4)
+    ]
     frames[1] = frames[1][:40] + b"\0\1\2\3" + frames[1][44:]
     (tmp_path / "00.jsonl.zst").write_bytes(b"".join(frames))
     (tmp_path / "01.jsonl.zst").write_bytes(frames[0][:-7])
@@ -360,10 +371,14 @@ def test_tweets_in_another_encoding(tmp_path):
 def test_open_corpus_faults(tmp_path):
     assert_error(lambda: corpora.open_corpus(tmp_path), "holds no files that bertlab knows")
     (tmp_path / "a.docx").write_bytes(b"x")
-    assert_error(lambda: corpora.open_corpus(tmp_path / "a.docx"), "a.docx", "holds no files that bertlab knows")
+    assert_error(
+        lambda: corpora.open_corpus(tmp_path / "a.docx"), "a.docx", "holds no files that bertlab knows"
+    )
     assert_error(lambda: corpora.open_corpus("nowhere"), "nowhere", "default or messages")
     (tmp_path / "a.txt").write_text("hello there\n")
-    assert_error(lambda: corpora.open_corpus(tmp_path / "a.txt", subsets=["x"]), "subsets is an option of the Pile")
+    assert_error(
+        lambda: corpora.open_corpus(tmp_path / "a.txt", subsets=["x"]), "subsets is an option of the Pile"
+    )
     assert_error(lambda: corpora.open_corpus("messages", lang="fr"), "Choose ko, en or both")
     (tmp_path / "a.txt").write_text("---\n***\n")
     assert_error(lambda: list(corpora.open_corpus(tmp_path / "a.txt")), "holds no sentence")
@@ -421,3 +436,271 @@ def test_docstring_oddities():
     assert [s for _, s in docstrings.docstring_sentences(table)] == ["The table above is left out here."]
     fields = ":param x: The first of the two numbers.\n:returns: The sum of the two numbers."
     assert len(docstrings.docstring_sentences(fields)) == 2
+
+
+# ---------------------------------------------------------------- no silent loss, no silent guess
+
+
+def test_paragraphs_are_split_into_sentences(tmp_path):
+    sentences = [f"This is the sentence with the number {i}." for i in range(60)]
+    (tmp_path / "a.txt").write_text("\n".join(" ".join(sentences[i : i + 20]) for i in (0, 20, 40)))
+    corpus = corpora.open_corpus(tmp_path / "a.txt")
+    assert [t for t, _ in corpus] == [s.lower() for s in sentences]
+    assert corpus.skipped["nothing lost: a long line, split into sentences"] == 3
+
+
+def test_quoted_tsv_is_read_as_csv_reads_it(tmp_path):
+    rows = [("ko", "en"), ("가\t나", 'say "hi"'), ("두\n줄", "two\nlines"), ("다", "three"), ('"라"', "a, b")]
+    with open(tmp_path / "a.tsv", "w", encoding="utf8", newline="") as file:
+        csv.writer(file, delimiter="\t", lineterminator="\n").writerows(rows)
+    assert list(readers.read_pairs(tmp_path / "a.tsv")) == rows[1:]
+    with open(tmp_path / "b.tsv", "w", encoding="utf8", newline="") as file:
+        csv.writer(file, delimiter="\t", quoting=csv.QUOTE_ALL, lineterminator="\r\n").writerows(rows)
+    assert list(readers.read_pairs(tmp_path / "b.tsv")) == rows[1:]
+
+
+def test_quotation_marks_of_a_tsv_that_is_not_quoted(tmp_path):
+    rows = [("ko", "en"), ("가", '"Yes," she said.'), ("나", '"No."'), ('"다', "three"), ("라", 'four"')]
+    (tmp_path / "a.tsv").write_text("\n".join("\t".join(row) for row in rows) + "\n", encoding="utf8")
+    assert list(readers.read_pairs(tmp_path / "a.tsv")) == rows[1:]
+    rows = [
+        ("en", "ko"),
+        ('"open', "가"),
+        ("between", "나"),
+        ('close"', "다"),
+    ]  # the quotes match by accident
+    (tmp_path / "b.tsv").write_text("\n".join("\t".join(row) for row in rows) + "\n", encoding="utf8")
+    assert list(readers.read_pairs(tmp_path / "b.tsv")) == [(ko, en) for en, ko in rows[1:]]
+
+
+def test_rows_with_too_many_columns_are_counted(tmp_path):
+    (tmp_path / "a.tsv").write_text("ko\ten\n가\tone\n나\ttwo\tthree\n다\tfour\t\n", encoding="utf8")
+    corpus = corpora.open_corpus(tmp_path / "a.tsv", lang="en")
+    assert [t for t, _ in corpus] == ["one", "four"] and dict(corpus.skipped) == {"too many columns": 1}
+    (tmp_path / "b.tsv").write_text("ko\ten\ten\n가\tone\ttwo\n", encoding="utf8")
+    assert_error(
+        lambda: list(readers.read_pairs(tmp_path / "b.tsv")), "2 columns are called", "Keep one column"
+    )
+
+
+@pytest.mark.parametrize(
+    "line, label",
+    [
+        ({"text": "A b.", "meta": "Books3"}, "Books3"),
+        ({"text": "A b.", "meta": '{"pile_set_name": "Books3"}'}, "Books3"),
+        ({"text": "A b.", "meta": "{'pile_set_name': 'Books3'}"}, "Books3"),
+        ({"text": "A b.", "meta": {"pile_set_name": ["Books3", "CC"]}}, "Books3 + CC"),
+        ({"text": "A b.", "meta": {"pile_set_name": {"a": 1}}}, ""),
+        ({"text": "A b.", "meta": ["Books3"]}, "Books3"),
+        ({"text": "A b.", "meta": 7}, ""),
+        ({"text": "A b.", "meta": "half \ud83d"}, "half \ufffd"),
+        ({"content": "A b.", "source": "Books3"}, "Books3"),
+        ({"raw_content": "A b."}, ""),
+        ({"text": None, "body": "A b."}, ""),
+    ],
+)
+def test_lines_that_are_nearly_of_the_pile(tmp_path, line, label):
+    (tmp_path / "a.jsonl").write_text(json.dumps(line) + "\n")
+    assert list(corpora.open_corpus(tmp_path)) == [("a b.", label)]
+
+
+def test_the_reason_of_an_empty_corpus_is_said(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"title": "no text"}\n')
+    assert_error(lambda: list(corpora.open_corpus(tmp_path)), "text, content", "title")
+    (tmp_path / "b.tsv").write_text("ko\ten\n가\n나\n", encoding="utf8")
+    assert_error(
+        lambda: list(corpora.open_corpus(tmp_path / "b.tsv")), "left out: 2 x too few columns (b.tsv row 2"
+    )
+
+
+# ---------------------------------------------------------------- workbooks
+
+
+def test_the_first_visible_sheet_with_the_columns(tmp_path):
+    book = openpyxl.Workbook()
+    book.active.append(["원문", "번역문"])
+    book.active.append(["숨은", "hidden"])
+    book.active.sheet_state = "hidden"
+    book.create_sheet("cover").append(["A title"])
+    sheet = book.create_sheet("data")
+    sheet["B3"], sheet["C3"], sheet["B4"], sheet["C4"] = "원문", "번역문", "보임", "visible"
+    book.save(tmp_path / "a.xlsx")
+    assert list(readers.read_aihub(tmp_path / "a.xlsx")) == [("보임", "visible")]
+
+
+@pytest.mark.parametrize("cell", ["XFD1048576", "XFD200000", "ZZ1000000"])
+def test_a_stray_cell_far_away(tmp_path, cell):
+    write_workbook(tmp_path / "a.xlsx", LAYOUTS["4_문어체_한국문화"], PAIRS)
+    book = openpyxl.load_workbook(tmp_path / "a.xlsx")
+    book.worksheets[0][cell] = " "
+    book.save(tmp_path / "a.xlsx")
+    assert_error(
+        lambda: list(readers.read_aihub(tmp_path / "a.xlsx")), "a.xlsx", "does not fit into memory", "stray"
+    )
+
+
+def test_a_far_row_alone_is_read(tmp_path):
+    write_workbook(tmp_path / "a.xlsx", LAYOUTS["4_문어체_한국문화"], PAIRS)
+    book = openpyxl.load_workbook(tmp_path / "a.xlsx")
+    book.worksheets[0]["A50000"] = "x"
+    book.save(tmp_path / "a.xlsx")
+    assert list(readers.read_aihub(tmp_path / "a.xlsx")) == PAIRS
+
+
+@pytest.fixture(scope="module")
+def workbook_bytes(tmp_path_factory):
+    path = tmp_path_factory.mktemp("book") / "a.xlsx"
+    write_workbook(path, LAYOUTS["4_문어체_한국문화"], PAIRS)
+    return path.read_bytes()
+
+
+@settings(max_examples=150, deadline=5000)
+@given(data=st.data())
+def test_damaged_workbooks_give_one_error(workbook_bytes, tmp_path_factory, data):
+    content = bytearray(workbook_bytes)
+    for _ in range(data.draw(st.integers(1, 6))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    content = content[: data.draw(st.integers(1, len(content)))] if data.draw(st.booleans()) else content
+    path = tmp_path_factory.mktemp("damaged") / "a.xlsx"
+    path.write_bytes(content)
+    try:
+        list(readers.read_aihub(path))
+    except BertlabError as e:
+        assert "\n" not in str(e) and "a.xlsx" in str(e)
+
+
+@settings(max_examples=100, deadline=5000)
+@given(data=st.data())
+def test_damaged_xml_gives_one_error(workbook_bytes, tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("damaged") / "a.xlsx"
+    with zipfile.ZipFile(io.BytesIO(workbook_bytes)) as old, zipfile.ZipFile(path, "w") as new:
+        names = old.namelist()
+        victim = data.draw(st.sampled_from([n for n in names if n.startswith("xl/")]))
+        for name in names:
+            content = bytearray(old.read(name))
+            if name == victim:
+                at = data.draw(st.integers(0, len(content) - 1))
+                content[at : at + data.draw(st.integers(0, 30))] = data.draw(st.binary(max_size=12))
+            new.writestr(name, bytes(content))
+    try:
+        list(readers.read_aihub(path))
+    except BertlabError as e:
+        assert "\n" not in str(e) and "a.xlsx" in str(e)
+
+
+def test_a_panic_of_calamine_is_one_error(tmp_path, monkeypatch):
+    class PanicException(BaseException):
+        "As pyo3 raises it when Rust panics."
+
+    def panic(path):
+        raise PanicException("index out of bounds:\nthe len is 3")
+
+    (tmp_path / "a.xlsx").write_bytes(b"x")
+    monkeypatch.setattr(readers, "_open_workbook", panic)
+    assert_error(
+        lambda: list(readers.read_aihub(tmp_path / "a.xlsx")), "a.xlsx", "index out of bounds: the len"
+    )
+
+
+# ---------------------------------------------------------------- a path is a path, and its content counts
+
+
+@pytest.mark.parametrize("name", ["messages", "default"])
+def test_a_path_is_a_path(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    built_in = corpora.open_corpus(name)  # an empty folder is no corpus
+    assert built_in.options["format"] == name and "no corpus" in built_in.notes[0]
+    (tmp_path / name / "pairs.tsv").write_text("ko\ten\n가\tmine\n", encoding="utf8")
+    for path in (name, f"./{name}", tmp_path / name, f"{name}/"):
+        assert [t for t, _ in corpora.open_corpus(path, lang="en")] == ["mine"]
+        assert list(Pairs(path)) == [("가", "mine")]
+    assert "not the built-in corpus" in corpora.open_corpus(name).notes[0]
+
+
+def test_fingerprints_see_every_byte_and_cost_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("BERTLAB_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "big.txt"
+    path.write_bytes(b"a line of text\n" * (70 * 2**20 // 15))
+    os.utime(path, (1e9, 1e9))
+    first = corpora.open_corpus(path).fingerprint
+    hashed, hash_file = [], corpora._hash_file
+    monkeypatch.setattr(corpora, "_hash_file", lambda path: hashed.append(path) or hash_file(path))
+    assert corpora.open_corpus(path).fingerprint == first and not hashed
+    with open(path, "r+b") as file:
+        file.seek(33_333_333)
+        file.write(b"#")
+    assert corpora.open_corpus(path).fingerprint != first and hashed == [path]
+    for note in (tmp_path / "cache" / "fingerprints").glob("*.json"):
+        note.write_text("[null]")
+    assert corpora.open_corpus(path).fingerprint != first
+
+
+def test_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "a.txt")
+    assert_error(lambda: corpora.open_corpus(tmp_path / "a.txt"), "a pipe or a device")
+    assert_error(lambda: next(text.read_lines(tmp_path / "a.txt")), "a pipe or a device")
+    assert_error(lambda: labeled.read_labeled(tmp_path / "a.txt"), "a pipe or a device")
+
+
+@pytest.mark.parametrize("wrap, ending", [(gzip.compress, ".gz"), (zstd_compress, ".zst")])
+def test_compressed_bombs_are_streamed(tmp_path, wrap, ending):
+    path = tmp_path / f"a.txt{ending}"
+    path.write_bytes(wrap(b"a" * 400_000_000))
+    tracemalloc.start()
+    assert_error(lambda: list(text.read_lines(path)), "longer than 32 MB")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 350 * 2**20
+
+
+def test_long_lines_in_a_row_are_counted_one_by_one(tmp_path):
+    long = b"x" * 40_000_000
+    (tmp_path / "a.txt").write_bytes(b"one\n" + long + b"\n" + long + b"\nfour\n" + long)
+    skipped = SkipCounts()
+    assert list(text.read_lines(tmp_path / "a.txt", skipped)) == [(1, "one"), (4, "four")]
+    assert dict(skipped) == {"the line is longer than 32 MB": 3}
+
+
+def test_a_damaged_docstring_cache_is_built_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("BERTLAB_CACHE", str(tmp_path))
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    monkeypatch.setattr(docstrings, "LIBRARIES", {"python": ""})
+    sources = docstrings._sources
+    monkeypatch.setattr(docstrings, "_sources", lambda library: dict(list(sources(library).items())[:20]))
+    folder = docstrings.build_docstring_corpus()
+    whole, manifest = (folder / "sentences.tsv").read_bytes(), (folder / "manifest.json").read_text()
+    half = b"".join(whole.splitlines(keepends=True)[::2])
+    for sentences, note in [(half, manifest), (whole, "{}"), (whole, "null"), (whole, "{"), (b"", manifest)]:
+        (folder / "sentences.tsv").write_bytes(sentences)
+        (folder / "manifest.json").write_text(note)
+        assert (docstrings.build_docstring_corpus() / "sentences.tsv").read_bytes() == whole
+    (folder / "sentences.tsv").unlink()
+    assert (docstrings.build_docstring_corpus() / "sentences.tsv").read_bytes() == whole
+
+
+def test_print_where_korean_cannot_be_printed():
+    code = "from bertlab.data.corpora import download_corpus; download_corpus('aihub')"
+    env = os.environ | {"PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, timeout=60)
+    assert done.returncode == 0 and b"\\ud55c" in done.stdout and not done.stderr
+
+
+def test_hub_files_with_other_columns(tmp_path):
+    frame = pd.DataFrame({"a": ["x"]})
+    for convert in (corpora._convert_pairs, corpora._convert_documents, corpora._convert_tweets):
+        assert_error(lambda convert=convert: convert(frame, tmp_path), "has no column", "only a")
+    broken = pd.DataFrame({"translation": ["no dict"]})
+    assert_error(lambda: corpora._convert_pairs(broken, tmp_path), "does not hold ko and en")
+
+
+def test_the_package_needs_no_optional_reader(tmp_path):
+    code = "import sys; sys.modules.update(zstandard=None, python_calamine=None)\n"
+    code += "import bertlab.data.parallel, bertlab.data.labeled, bertlab.evaluation\n"
+    code += "from bertlab.core.files import BertlabError\nfrom bertlab.data.text import read_lines\n"
+    code += "try: list(read_lines('a.txt.zst'))\nexcept BertlabError as e: print(e)"
+    (tmp_path / "a.txt.zst").write_bytes(zstd_compress(b"x"))
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert "pip install zstandard" in done.stdout, done.stderr

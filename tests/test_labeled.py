@@ -1,0 +1,275 @@
+"""Labelled tables: read as they are written, checked row by row, split as asked."""
+
+import csv
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bertlab.core.files import BertlabError
+from bertlab.data.labeled import (
+    LabeledTexts,
+    positive_class,
+    read_frame,
+    read_labeled,
+    read_tweets,
+    validate_labels,
+)
+from bertlab.evaluation import disaster_class, holdout, kfold, per_class_scores, write_submission
+
+
+def assert_error(function, *parts):
+    "The message of the BertlabError that `function` raises; it is one line and holds all `parts`."
+    with pytest.raises(BertlabError) as caught:
+        function()
+    message = str(caught.value)
+    assert "\n" not in message and all(str(part) in message for part in parts), message
+    return message
+
+
+@pytest.fixture
+def table(tmp_path):
+    def write(content, name="t.csv"):
+        (tmp_path / name).write_bytes(content.encode())
+        return tmp_path / name
+
+    return write
+
+
+# ---------------------------------------------------------------- as it is written
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [["1.10", "1.1"], ["01", "1"], ["None", "NA"], ["1e3", "1000"], ["nan", "null"], ["True", "TRUE"]],
+)
+def test_labels_are_strings(table, labels):
+    rows = [f"text {'abcd'[i]},{labels[i % 2]}" for i in range(4)]
+    data = read_labeled(table("text,label\n" + "\n".join(rows) + "\n"))
+    assert [data.names[i] for i in data.labels] == [labels[i % 2] for i in range(4)]
+
+
+@pytest.mark.parametrize(
+    "text", ["NA", "None", "nan", "1.10", "007", "1e5", "TRUE", "2020-01-01", "#N/A", "-"]
+)
+def test_texts_are_strings(table, text):
+    assert read_labeled(table(f"text,label\n{text},a\nother,b\n")).texts == [text, "other"]
+    assert read_labeled(table(f"text\tlabel\n{text}\ta\nother\tb\n", "t.tsv")).texts == [text, "other"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.text("ab,\t\"'\n 1.0N", min_size=1).filter(str.strip), st.sampled_from("xy")),
+        min_size=2,
+        max_size=8,
+    )
+)
+@pytest.mark.parametrize("suffix, delimiter", [(".csv", ","), (".tsv", "\t")])
+def test_what_csv_writes_is_read(tmp_path_factory, suffix, delimiter, rows):
+    path = tmp_path_factory.mktemp("csv") / f"t{suffix}"
+    with open(path, "w", encoding="utf8", newline="") as file:
+        csv.writer(file, delimiter=delimiter, lineterminator="\n").writerows([("text", "label"), *rows])
+    frame = read_frame(path)
+    assert list(zip(frame["text"], frame["label"])) == rows
+
+
+@pytest.mark.parametrize(
+    "content, parts",
+    [
+        ("text,label\nfine,pos\nbad film, boring plot,neg\n", ["row 3", "3 cells", "double quotes"]),
+        ("text,label\nfine,pos\nbad film,neg,\n", ["row 3", "3 cells"]),
+        ("text,label\nfine,pos\nbad film\n", ["row 3", "1 cells"]),
+        ('text,label\n"two\nlines",pos\n\nbad, bad,neg\n', ["row 4", "3 cells"]),
+        ('text,label\nfine,pos\n"open,neg\n', ["row 3", "the quotes do not match"]),
+        ('text,label\nfine,pos\n"very" bad,neg\n', ["row 3", "the quotes do not match"]),
+        ("text,label\n", ["there is no text"]),
+        ("text,label,text\na,b,c\n", ["row 1", "two columns are called 'text'"]),
+        ("text,label,target\na,b,c\n", ["row 1", "'label' and 'target'", "Keep one"]),
+        ("text;label\na;b\n", ["row 1", "commas, not semicolons"]),
+        ('text,label\n"a\nb",x\n" ",y\n', ["row 3", "the text is empty"]),
+        ("text,label\na,x\nb,\n", ["row 3", "the label is missing"]),
+        ("text,label,group\na,x,1\nb,y,\n", ["row 3", "the group is empty"]),
+        ("text,label\na,x\nb,x\n", ["all texts have one label"]),
+    ],
+)
+def test_what_cannot_be_told_apart_is_refused(table, content, parts):
+    path = table(content)
+    assert_error(lambda: read_labeled(path), path, *parts)
+
+
+def test_a_comma_at_the_end_of_every_row(table):
+    data = read_labeled(table("text,label\ngood film,pos,\nbad film,neg,\n"))
+    assert data.texts == ["good film", "bad film"] and data.names == ("neg", "pos")
+    data = read_labeled(table("text,label,\ngood film,pos,\nbad film,neg,\n"))
+    assert data.texts == ["good film", "bad film"]
+
+
+def test_a_tsv_with_commas_and_quotation_marks(table):
+    data = read_labeled(table('text\tlabel\nbad film, boring plot\tneg\n"Good," she said\tpos\n', "t.tsv"))
+    assert data.texts == ["bad film, boring plot", '"Good," she said']
+
+
+def test_other_line_ends_and_a_byte_order_mark(table):
+    data = read_labeled(table('\ufefftext, label \r\na,x\r\n"b\r\nc",y\r\n'))
+    assert data.texts == ["a", "b\nc"] and data.names == ("x", "y")
+
+
+def test_no_such_table(tmp_path):
+    assert_error(lambda: read_labeled(tmp_path / "no.csv"), "no.csv", "no such file")
+    assert_error(lambda: read_labeled(tmp_path), "train.csv", "no such file")
+
+
+def test_notes_name_what_decides(table):
+    data = read_labeled(table("text,label,group\na,x,1\nb,y,1\nc,x,2\n"))
+    assert any("'group'" in note for note in data.notes) and data.groups.tolist() == [0, 0, 1]
+    data = read_labeled(table("text,label\na,Pos\nb,pos\nc,neg\n"))
+    assert any("'Pos' and 'pos'" in note for note in data.notes)
+    data = read_labeled(table("text,label\n!!!,x\n???,y\n"))  # without a letter, but not copies of each other
+    assert data.groups.tolist() == [0, 1]
+
+
+# ---------------------------------------------------------------- the tweets, saved by another program
+
+KAGGLE = [
+    ("1", "", "", "Forest fire &amp; smoke http://t.co/a", "1"),
+    ("2", "ablaze", "Seoul, Korea", "so\npretty", "0"),
+    ("3", "a%20b", "", "NA", "0"),
+    ("4", "", "", "007", "1"),
+]
+
+
+@pytest.mark.parametrize("drop", [[], ["id"], ["location"], ["id", "location"]])
+@pytest.mark.parametrize("index", [False, True])
+def test_kaggle_file_saved_again(tmp_path, drop, index):
+    frame = pd.DataFrame(KAGGLE, columns=["id", "keyword", "location", "text", "target"])
+    frame.to_csv(tmp_path / "train.csv", index=False)
+    want = read_labeled(tmp_path)
+    again = frame.drop(columns=drop).astype({"target": float})
+    again[again.columns[::-1]].to_csv(tmp_path / "again.csv", index=index)
+    data = read_labeled(tmp_path / "again.csv")
+    assert data.texts == want.texts and data.names == want.names == ("ordinary", "disaster")
+    assert data.labels.tolist() == want.labels.tolist() == [1, 0, 0, 1]
+    assert read_tweets(tmp_path / "again.csv").target.tolist() == [1, 0, 0, 1]
+
+
+def test_rows_are_counted_as_a_spreadsheet_counts_them(table):
+    path = table('id,keyword,location,text,target\n1,,,"two\nlines",1\n2,,,b,yes\n', "train.csv")
+    assert_error(lambda: read_labeled(path), "row 3", "'yes'")
+
+
+# ---------------------------------------------------------------- the positive class
+
+
+@pytest.mark.parametrize(
+    "names, positive",
+    [
+        ("fraud normal", "fraud"),
+        ("normal fraud", "fraud"),
+        ("disaster ordinary", "disaster"),
+        ("0 1", "1"),
+        ("0.0 1.0", "1.0"),
+        ("-1 1", "1"),
+        ("ham spam", "spam"),
+        ("no yes", "yes"),
+        ("neg pos", "pos"),
+        ("False True", "True"),
+        ("weird normal", "weird"),
+        ("스팸 정상", "스팸"),
+    ],
+)
+def test_the_positive_class_is_chosen_by_name(names, positive):
+    for order in (names.split(), names.split()[::-1]):
+        assert positive_class(order, [5, 9])[0] == positive
+
+
+def test_the_positive_class_is_said(table):
+    rows = "".join(f"text {c},{'cats' if c < 'd' else 'dogs'}\n" for c in "abcdefgh")
+    data = read_labeled(table("text,label\n" + rows))
+    assert data.names == ("dogs", "cats") and data.positive == "cats"  # the rarer one
+    assert any("'cats' (the rarer one)" in note for note in data.notes)
+    data = read_labeled(table("text,label\n" + rows), positive="dogs")
+    assert data.names == ("cats", "dogs") and any("as asked for" in note for note in data.notes)
+    assert_error(
+        lambda: read_labeled(table("text,label\n" + rows), positive="birds"), "'birds'", "cats, dogs"
+    )
+    assert read_labeled(table("text,label\na,x\nb,y\nc,z\n")).positive is None
+
+
+def test_per_class_scores():
+    labels, probabilities = np.array([0, 0, 0, 1]), np.eye(2)[[0, 0, 1, 1]]
+    scores = per_class_scores(labels, probabilities, ["normal", "fraud"])
+    assert scores.loc["normal", "f1"] == pytest.approx(0.8) and scores.loc["fraud", "f1"] == pytest.approx(
+        2 / 3
+    )
+    assert scores["texts"].tolist() == [3, 1]
+
+
+@pytest.mark.parametrize("names, at", [(["disaster", "ordinary"], 0), (["0", "1"], 1), (["1.0", "0.0"], 0)])
+def test_a_submission_goes_by_the_name_of_the_class(tmp_path, names, at):
+    assert disaster_class(names) == at
+    write_submission(tmp_path / "s.csv", ["7"], np.eye(2)[[at]], names)
+    assert (tmp_path / "s.csv").read_text() == "id,target\n7,1\n"
+
+
+@pytest.mark.parametrize("names", [["ham", "spam"], ["a", "b"], ["1", "yes"], ["0", "1", "2"]])
+def test_a_submission_of_another_classifier_is_refused(tmp_path, names):
+    assert_error(lambda: disaster_class(names), names[0], "Train a classifier")
+    probabilities = np.full((1, 2), 0.5)
+    if len(names) == 2:
+        assert_error(lambda: write_submission(tmp_path / "s.csv", ["7"], probabilities, names), "say which")
+    assert not (tmp_path / "s.csv").exists()
+
+
+# ---------------------------------------------------------------- splits
+
+
+def made(counts, copies=1):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    groups = np.arange(len(labels)) // copies
+    names = tuple("abcdefgh"[: len(counts)])
+    return LabeledTexts([f"text {i}" for i in range(len(labels))], labels, groups, names)
+
+
+@pytest.mark.parametrize("counts", [[8, 8], [8, 8, 8], [40, 8], [1000, 100], [12, 13, 14, 15]])
+@pytest.mark.parametrize("fraction", [0.1, 0.15, 0.25, 0.3, 0.5, 0.75, 0.9, 0.01, 0.999])
+def test_a_fraction_means_that_fraction_of_every_class(counts, fraction):
+    train, valid = holdout(made(counts), fraction)
+    assert sorted([*train, *valid]) == list(range(sum(counts)))
+    labels = made(counts).labels
+    for c, n in enumerate(counts):
+        assert (labels[valid] == c).sum() == min(n - 1, max(1, round(fraction * n)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2)), min_size=2, max_size=60), st.floats(0.01, 0.99)
+)
+def test_groups_stay_together(rows, fraction):
+    groups, labels = (np.array(column) for column in zip(*rows))
+    names, labels = np.unique(labels, return_inverse=True)
+    data = LabeledTexts(["t"] * len(rows), labels, groups, tuple(map(str, names)))
+    try:
+        train, valid = holdout(data, fraction)
+    except BertlabError:
+        return
+    assert not set(groups[train]) & set(groups[valid])
+    assert len(train) and len(valid) and len(train) + len(valid) == len(rows)
+
+
+def test_eight_texts_per_class():
+    data = made([8, 8])
+    assert len(holdout(data, 0.25)[1]) == 4 and len(holdout(data)[1]) == 2
+    assert all(len(valid) for _, valid in kfold(data, 8))
+    assert_error(lambda: holdout(made([8, 1])), "smallest class has 1")
+    assert_error(lambda: holdout(data, 1.0), "1.0")
+
+
+def test_labels_of_a_dataframe():
+    frame = pd.DataFrame({"text": ["a", "b", "c"], "label": [1.0, 0.0, 1.0]})
+    assert validate_labels(frame).names == ("0", "1")
+    texts = pd.Series(["half \ud83d", "b"], dtype=object)
+    frame = pd.DataFrame({"text": texts, "label": ["x", "y"]})
+    assert validate_labels(frame).texts[0] == "half \ufffd"
