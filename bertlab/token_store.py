@@ -345,7 +345,8 @@ def build_store(
     tokenizer: Tokenizer,
     folder: str | Path,  # of the store
     max_len: int = 256,  # tokens; longer sentences are cut
-    meta: dict | None = None,  # identifies the sentences, as in `{"corpus": corpus.fingerprint}`; None: build anew
+    meta: dict
+    | None = None,  # identifies the sentences, as in `{"corpus": corpus.fingerprint}`; None: build anew
 ) -> TokenStore:
     "Build a token store in bounded memory: go on with one that was interrupted, reuse one that is complete."
     return _build(sentences, tokenizer, Path(folder), [Path(folder)], lambda text: 0, max_len, meta)[0]
