@@ -11,7 +11,7 @@ __all__ = ['FILES', 'COUNTS', 'STORE_FORMAT', 'PROGRESS', 'CHUNK_CHARS', 'CHECKP
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
