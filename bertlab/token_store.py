@@ -360,7 +360,7 @@ def prepare_stores(
     valid_fraction: float = 0.1,  # fraction of the sentences kept for validation
     seed: int = 0,  # of the split
 ) -> dict[str, TokenStore]:
-    "The stores 'train' and 'valid' of a corpus, built in one pass; `store.reused` if they were there already."
+    "The stores 'train' and 'valid' of a corpus, built in one pass; `reused` if they were there before."
     names = ["train", "valid"]
     meta = {
         "corpus": corpus.name,
@@ -383,7 +383,7 @@ def in_memory_store(
     tokenizer: Tokenizer,
     max_len: int = 256,  # tokens; longer sentences are cut
 ) -> TokenStore:
-    "A small store in memory. Sentence i is row i, as its label needs it: without a token it becomes one [UNK]."
+    "A small store in memory. Sentence i is row i, as labels need it: without a token it becomes one [UNK]."
     ids, lengths = WordEncoder(tokenizer).encode(list(sentences))
     ids = np.insert(ids, np.cumsum(lengths)[lengths == 0], UNK_ID)
     lengths = np.maximum(lengths, 1)

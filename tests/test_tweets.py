@@ -1,4 +1,4 @@
-"The disaster tweets: augmentation leaks nothing, a stopped k-fold goes on, bad input is refused, one command does it all."
+"The disaster tweets: augmentation leaks nothing, a stopped run goes on, bad input is refused, one command does all."
 
 import json
 from dataclasses import replace
@@ -11,13 +11,14 @@ import torch
 from bertlab.bpe import train_tokenizer
 from bertlab.cli import main
 from bertlab.core.files import BertlabError
+from bertlab.core.saving import save_tokenizer
 from bertlab.data.labeled import LabeledTexts, read_labeled
 from bertlab.encoder import EncoderConfig
 from bertlab.evaluation import kfold
 from bertlab.finetuning import FinetuneConfig
 from bertlab.mlm import MaskedLM, load_model, save_model
 from bertlab.study import tweets as tweets_study
-from bertlab.study.adaptation import adapt
+from bertlab.study.adaptation import continue_pretraining
 from bertlab.study.augmentation import AUGMENTATIONS, augment
 from bertlab.study.tweets import (
     Method,
@@ -42,10 +43,14 @@ QUICK = FinetuneConfig(
 def kaggle(tmp_path_factory):
     "A folder like Kaggle's, with 80 and 10 tweets."
     folder, rng = tmp_path_factory.mktemp("kaggle"), np.random.default_rng(0)
-    text = lambda label: (
-        " ".join(rng.choice(WORDS[label].split() + "the a near our big town today".split(), size=8))
-        + f", #{WORDS[label].split()[0]}!"
-    )
+
+    def text(label):
+        words = WORDS[label].split()
+        return (
+            " ".join(rng.choice([*words, *"the a near our big town today".split()], size=8))
+            + f", #{words[0]}!"
+        )
+
     rows = [{"id": i, "keyword": "", "location": "", "text": text(i % 2), "target": i % 2} for i in range(80)]
     pd.DataFrame(rows).to_csv(folder / "train.csv", index=False)
     pd.DataFrame(rows[:10]).drop(columns="target").assign(id=range(100, 110)).to_csv(
@@ -73,20 +78,22 @@ def model(data, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("how", AUGMENTATIONS)
-def test_no_copy_of_a_text_to_be_judged_on(data, how):
+@pytest.mark.parametrize("method", AUGMENTATIONS)
+def test_no_copy_of_a_validation_text(data, method):
     for train, valid in kfold(data, 4):
-        more, rows = augment(data, train, how, rate=0.3, copies=2)
+        more, rows = augment(data, train, method, rate=0.3, copies=2)
         new = rows[len(train) :] - len(data)
         sources = np.tile(train, 2)[new]
         assert more.labels[rows[len(train) :]].tolist() == data.labels[sources].tolist()
         assert not set(more.groups[rows]) & set(data.groups[valid])
         assert [more.texts[i] for i in valid] == [data.texts[i] for i in valid]
-        assert augment(data, train, how, rate=0.3, copies=2)[0].texts == more.texts
-        assert augment(data, train, how, rate=0.3, copies=2, seed=1)[0].texts != more.texts
+        assert augment(data, train, method, rate=0.3, copies=2)[0].texts == more.texts
+        assert augment(data, train, method, rate=0.3, copies=2, seed=1)[0].texts != more.texts
 
 
-@pytest.mark.parametrize("bad", [{"how": "rhyme"}, {"how": "mask", "rate": 0}, {"how": "mask", "copies": 0}])
+@pytest.mark.parametrize(
+    "bad", [{"method": "rhyme"}, {"method": "mask", "rate": 0}, {"method": "mask", "copies": 0}]
+)
 def test_bad_augmentation(data, bad):
     with pytest.raises(BertlabError):
         augment(data, np.arange(10), **bad)
@@ -123,9 +130,57 @@ def test_folds_of_another_run_are_refused(data, model, tmp_path):
     ):
         with pytest.raises(BertlabError, match="another method, data or split"):
             cross_validate(method, data, folds, tmp_path / "run")
-    (tmp_path / "run" / "fold-0.json").write_text('{"probabilities": [[1, 0]], "seconds": 0}')
-    with pytest.raises(BertlabError, match="does not fit its fold"):
-        cross_validate(words, data, splits, tmp_path / "run")
+    path = tmp_path / "run" / "fold-0.json"
+    whole = json.loads(path.read_text())
+    edited = whole | {"probabilities": [[0.5, 0.5] for _ in whole["probabilities"]]}
+    for damaged in ({"probabilities": [[1, 0]], "seconds": 0}, edited, [], None, {"seconds": 1}):
+        path.write_text(json.dumps(damaged))
+        with pytest.raises(BertlabError, match="does not fit its fold"):
+            cross_validate(words, data, splits, tmp_path / "run")
+    path.unlink()
+    cross_validate(words, data, splits, tmp_path / "run")
+
+
+def test_another_tokenizer_is_another_run(data, model, tmp_path):
+    "Weights alone do not say what a model is."
+    (tmp_path / "other").mkdir()
+    for file in model.iterdir():
+        (tmp_path / "other" / file.name).write_bytes(file.read_bytes())
+    one = bert_method("b", "", model, QUICK).settings
+    assert bert_method("b", "", tmp_path / "other", QUICK).settings == one
+    save_tokenizer(train_tokenizer(data.texts, 59), tmp_path / "other" / "tokenizer.json")
+    assert bert_method("b", "", tmp_path / "other", QUICK).settings != one
+
+
+@pytest.mark.parametrize("change", ["texts", "tokenizer", "model"])
+def test_continued_pretraining_is_known_by_all_that_it_reads(data, model, tmp_path, change):
+    train = replace(tweets_study.TAPT_CONFIG, epochs=0.5, batch_size=16)
+    texts, folder = data.texts, tmp_path / "model"
+    mlm, tokenizer = load_model(model)
+    save_model(mlm, tokenizer, folder)
+    continue_pretraining(folder, texts, tmp_path / "run", train)
+    if change == "texts":
+        texts = [*texts[:-1], texts[-1] + "!"]
+    if change == "tokenizer":  # of the same size: two tokens change places
+        table = json.loads(tokenizer.to_str())
+        vocab = table["model"]["vocab"]
+        a, b = list(vocab)[-2:]
+        vocab[a], vocab[b] = vocab[b], vocab[a]
+        save_model(mlm, type(tokenizer).from_str(json.dumps(table)), folder)
+    if change == "model":
+        with torch.no_grad():
+            mlm.encoder.embedding.weight[0, 0] += 1
+        save_model(mlm, tokenizer, folder)
+    with pytest.raises(BertlabError, match=change):
+        continue_pretraining(folder, texts, tmp_path / "run", train)
+
+
+def test_random_weights_are_the_same_each_time(data, model):
+    method = bert_method("random", "", model, QUICK, random=True)
+    [(train, valid), *_] = kfold(data, 3)
+    first = method.run(data, train, valid)
+    torch.manual_seed(99)
+    np.testing.assert_array_equal(method.run(data, train, valid), first)
 
 
 def test_the_oracle_is_an_upper_bound():
@@ -147,7 +202,7 @@ def test_the_oracle_is_an_upper_bound():
 
 
 def test_adapting_learns_the_texts_and_sets_punctuation_apart(data, model, tmp_path):
-    record = adapt(
+    record = continue_pretraining(
         model,
         data.texts,
         tmp_path / "adapted",
@@ -192,10 +247,9 @@ def test_one_command(kaggle, model, tmp_path, capsys, monkeypatch):
     )
     assert f"whole, read {model.parent.name}" in {record["name"] for record in records.values()}
     assert all(len(record["result"]["folds"]) == 2 for record in records.values())
-    of = lambda method: json.loads((tmp_path / "out" / "folds" / method / "fold-0.json").read_text())[
-        "probabilities"
-    ]
-    assert of("adapted_whole") != of("adapted_whole_seed_1")
+    folds = [tmp_path / "out" / "folds" / f"adapted_whole{name}" / "fold-0.json" for name in ("", "_seed_1")]
+    one, two = (json.loads(path.read_text())["probabilities"] for path in folds)
+    assert one != two
     before = capsys.readouterr().out
     monkeypatch.setattr(tweets_study, "finetune", None)  # everything is there
     assert main(list(map(str, command))) == 0
