@@ -25,6 +25,7 @@ from bertlab.core.distributed import (
 )
 from .core.files import BertlabError
 from .core.records import check_out, default_device, run_or_load, run_record
+from .data.corpora import open_corpus
 from .encoder import EncoderConfig, count_parameters, train_flops_per_token
 from .masking import MaskedBatch, MaskingConfig, mask_batch
 from bertlab.mlm import (

@@ -18,8 +18,11 @@ from joblib import Parallel, delayed
 from ..core.files import BertlabError, cache_dir, fingerprint, read_json, write_json
 from ..core.records import records_dir
 from ..data.corpora import open_corpus
+from ..encoder import EncoderConfig
 from ..masking import MaskingConfig
 from ..pretraining import PretrainConfig, pretrain
+from .variants import VariantConfig
+from ..token_store import DataConfig
 from .trials import ROWS, TRIALS, Row
 from ..training import DivergedError, TrainConfig
 
@@ -125,23 +128,23 @@ def at_scale(
     if s.corpus and not c["lang"]:
         s = replace(s, part=1, epochs=0.25)
     width = _width_divisor(row, s)
-    return PretrainConfig(
-        corpus=corpus,
-        lang=lang,
-        merges=c["merges"] // s.merges,
-        max_len=s.max_len,
-        eval_sentences=s.eval_sentences,
-        part=c.get("part", 1.0) / s.part,
-        order=c.get("order", "shuffled"),
-        d_model=c["d_model"] // width,
-        heads=-(-c["heads"] // s.heads),
-        d_ff=c["d_ff"] // width,
-        layers=max(-(-c["layers"] // s.layers), min(c["layers"], s.min_layers)),
-        activation=c["activation"],
-        dropout=c["dropout"],
-        model=c.get("model", "own"),
-        masking=MaskingConfig(strategy=c.get("strategy", "dynamic"), repeats=max(2, round(10 / s.epochs))),
+    return VariantConfig(
+        data=DataConfig(corpus, lang, c["merges"] // s.merges),
+        encoder=EncoderConfig(
+            d_model=c["d_model"] // width,
+            heads=-(-c["heads"] // s.heads),
+            d_ff=c["d_ff"] // width,
+            layers=max(-(-c["layers"] // s.layers), min(c["layers"], s.min_layers)),
+            activation=c["activation"],
+            dropout=c["dropout"],
+            max_len=s.max_len,
+        ),
+        masking=MaskingConfig(strategy=c.get("strategy", "dynamic"), n_masks=max(2, round(10 / s.epochs))),
         train=_train_config(row, s, seed),
+        eval_sentences=s.eval_sentences,
+        train_fraction=c.get("part", 1.0) / s.part,
+        model=c.get("model", "tied"),
+        sentence_order=c.get("order", "shuffled"),
     )
 
 
