@@ -97,7 +97,7 @@ def test_compressed_data_cut_short(tmp_path):
         path = tmp_path / f"a{ending}"
         whole = wrap(content)
         path.write_bytes(whole[: len(whole) // 2])
-        assert_error(lambda: list(text.read_lines(path)), path, "damaged or cut short")
+        assert_error(lambda path=path: list(text.read_lines(path)), path, "damaged or cut short")
         skipped = SkipCounts()
         read = list(text.read_lines(path, skipped))
         assert sum(skipped.values()) == 1
