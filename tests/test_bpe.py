@@ -1,13 +1,19 @@
 "BPE: what holds for every text, not only for those of the notebook."
 
 import json
+import signal
+import subprocess
+import sys
+import time
 import unicodedata
 from collections import Counter
+from itertools import chain, pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from bertlab import bpe
@@ -23,7 +29,7 @@ TEXTS = [
     "naïve café — “quoted” words…",
     "aaaa aaa aa a",
 ]
-# what Python and `tokenizers` surely agree on: both know every character of Unicode 3.2; a lone surrogate is no text
+# Python and `tokenizers` agree on every character of Unicode 3.2; a lone surrogate is no text
 OLD = st.characters(exclude_categories=["Cs", "Cn"]).filter(
     lambda c: unicodedata.ucd_3_2_0.category(c) != "Cn"
 )
@@ -44,7 +50,7 @@ def naive(word_counts, merges):
     while len(learned) < merges:
         pairs = Counter()
         for word, tokens in words.items():
-            for pair in zip(tokens, tokens[1:]):
+            for pair in pairwise(tokens):
                 pairs[pair] += word_counts[word]
         if not pairs:
             break
@@ -93,9 +99,7 @@ def test_merges_mean_merges(tokenizer):
 
 
 def test_a_one_shot_iterator_will_do(tokenizer):
-    assert tokenizer_fingerprint(bpe.train_tokenizer(iter(TEXTS), 60)) == tokenizer_fingerprint(
-        tokenizer
-    )
+    assert tokenizer_fingerprint(bpe.train_tokenizer(iter(TEXTS), 60)) == tokenizer_fingerprint(tokenizer)
 
 
 @settings(deadline=None, max_examples=300)
@@ -120,7 +124,7 @@ def test_the_word_encoder_is_the_tokenizer(tokenizer, texts):
         e.ids for e in tokenizer.encode_batch([normalize(text) for text in texts], add_special_tokens=False)
     ]
     assert lengths.tolist() == [len(e) for e in expected]
-    assert ids.tolist() == sum(expected, [])
+    assert ids.tolist() == list(chain.from_iterable(expected))
 
 
 def test_an_interrupted_call_leaves_the_encoder_whole(tokenizer, monkeypatch):
@@ -138,20 +142,85 @@ def test_unknown_characters_are_one_unknown_each(tokenizer):
     assert (ids == bpe.UNK_ID).sum() == 4 and lengths.tolist() == [4, 2]
 
 
-def test_text_cannot_smuggle_in_specials(tokenizer):
+def test_text_gives_no_special_tokens(tokenizer):
     ids, _ = bpe.WordEncoder(tokenizer).encode(["[MASK] [PAD] [CLS][SEP]"])
     assert not np.isin(ids, [bpe.PAD_ID, bpe.CLS_ID, bpe.SEP_ID, bpe.MASK_ID]).any()
 
 
-def test_a_word_of_a_million_characters(tokenizer):
-    ids, lengths = bpe.WordEncoder(tokenizer).encode(["ab" * 500_000])
-    assert (
-        lengths.tolist() == [len(ids)]
-        and bpe.chars_per_token(tokenizer)[ids.astype(np.int64)].sum() == 1_000_000
+@pytest.mark.parametrize("length", [250_000, 10_000_000])
+def test_a_word_without_end_is_cut(tokenizer, length):
+    word = "ab" * (length // 2)
+    start = time.monotonic()
+    ids, lengths = bpe.WordEncoder(tokenizer).encode([f"a {word} c", "a"])
+    learned = bpe.train_tokenizer([*TEXTS, word], 200)
+    bpe.learn_merges(bpe.count_words([*TEXTS, word]), 200)
+    assert time.monotonic() - start < 20
+    whole = tokenizer.encode(f"a {word[: bpe.MAX_WORD_CHARS]} c").ids
+    assert ids[: lengths[0]].tolist() == whole and lengths.tolist() == [len(whole), 1]
+    assert bpe.tokenizer_merges(learned)
+    assert bpe.cut_long_words(f"a {word} c {word}") == (
+        f"a {word[: bpe.MAX_WORD_CHARS]} c {word[: bpe.MAX_WORD_CHARS]}",
+        2,
     )
 
 
-def test_token_chars_add_up_to_the_text(tokenizer):
+@given(st.lists(st.text("ab", min_size=1, max_size=2000), max_size=4))
+def test_only_long_words_are_cut(words):
+    text = "  ".join(words)
+    cut, n_cut = bpe.cut_long_words(text)
+    assert cut.split() == [word[: bpe.MAX_WORD_CHARS] for word in words]
+    assert n_cut == sum(len(word) > bpe.MAX_WORD_CHARS for word in words)
+    assert n_cut or cut == text
+
+
+INTERRUPTED = """
+import random, string
+from bertlab import bpe
+letters = random.Random(0)
+word = lambda: "".join(letters.choices(string.ascii_lowercase, k=900))
+words = [" ".join(word() for _ in range(10)) for _ in range(3000)]
+print("learning", flush=True)
+bpe.train_tokenizer(words, 20_000)
+print("learned", flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGINT")
+def test_ctrl_c_interrupts_learning():
+    command = [sys.executable, "-c", INTERRUPTED]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "learning\n"
+        time.sleep(6)  # by now the library learns merges
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        start = time.monotonic()
+        out, error = process.communicate(timeout=20)
+    assert time.monotonic() - start < 5 and "learned" not in out and "KeyboardInterrupt" in error
+
+
+def test_what_the_corpus_raises_is_raised():
+    def breaks():
+        yield "a word"
+        raise BertlabError("the disk is gone")
+
+    class Corpus:
+        n_read = 0
+
+        def __iter__(self):
+            self.n_read += 1
+            return iter(TEXTS) if self.n_read == 1 else breaks()
+
+    with pytest.raises(BertlabError, match="the disk is gone"):
+        bpe.train_tokenizer(Corpus(), 10)
+
+
+@pytest.mark.parametrize("merges", [10**9, bpe.MAX_MERGES + 1, -1])
+def test_impossible_numbers_of_merges_are_refused(merges):
+    with pytest.raises(BertlabError, match="merges is"):
+        bpe.train_tokenizer(TEXTS, merges)
+
+
+def test_characters_per_token_add_up_to_the_text(tokenizer):
     chars = bpe.chars_per_token(tokenizer)
     for text in map(normalize, TEXTS):
         assert chars[tokenizer.encode(text).ids].sum() == len(text.replace(" ", ""))
@@ -192,3 +261,32 @@ def test_a_damaged_tokenizer_is_named(tokenizer, tmp_path, damage, says):
     with pytest.raises(BertlabError, match=says) as caught:
         bpe.load_tokenizer(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (lambda tokenizer: tokenizer.enable_padding(), "padding"),
+        (lambda tokenizer: tokenizer.enable_truncation(8), "truncation"),
+        (lambda tokenizer: setattr(tokenizer.model, "dropout", 0.1), "dropout"),
+    ],
+)
+def test_settings_that_change_the_ids_are_refused(tokenizer, tmp_path, change, says):
+    path, copy = tmp_path / "tokenizer.json", Tokenizer.from_str(tokenizer.to_str())
+    change(copy)
+    assert tokenizer_fingerprint(copy) != tokenizer_fingerprint(tokenizer)
+    save_tokenizer(copy, path)
+    with pytest.raises(BertlabError, match=f"{says} switched on"):
+        bpe.load_tokenizer(path)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [models.WordPiece, models.WordLevel, lambda vocab, unk_token: models.Unigram([("[UNK]", 0.0)], 0)],
+)
+def test_other_kinds_of_tokenizers_are_named(tmp_path, model):
+    vocab = {token: i for i, token in enumerate([*bpe.SPECIAL_TOKENS, "the"])}
+    save_tokenizer(Tokenizer(model(vocab, unk_token="[UNK]")), tmp_path / "tokenizer.json")
+    with pytest.raises(BertlabError, match=r"is a \w+ tokenizer, bertlab's are BPE") as caught:
+        bpe.load_tokenizer(tmp_path / "tokenizer.json")
+    assert "\n" not in str(caught.value)

@@ -18,7 +18,7 @@ shares = st.tuples(st.integers(0, 100), st.integers(0, 100)).map(
     lambda p: (min(p) / 100, (max(p) - min(p)) / 100)
 )
 configs = st.builds(
-    lambda rate, share, strategy, repeats: MaskingConfig(rate / 100, *share, strategy, repeats),
+    lambda percent, share, strategy, n_masks: MaskingConfig(percent / 100, *share, strategy, n_masks),
     st.integers(1, 100),
     shares,
     st.sampled_from(STRATEGIES),
@@ -76,7 +76,7 @@ def test_equals_the_naive_version(lengths, vocab_size, config, seed, epoch, firs
 
 @given(lengths, configs, seeds, epochs, st.randoms())
 @settings(max_examples=60, deadline=None)
-def test_a_sentence_wears_its_mask_in_any_company(lengths, config, seed, epoch, random):
+def test_the_mask_of_a_sentence_does_not_depend_on_its_batch(lengths, config, seed, epoch, random):
     batch = make(lengths, 500)
     sentences = batch.ids.split(lengths)
     order = random.sample(range(len(lengths)), random.randint(1, len(lengths)))
@@ -89,10 +89,10 @@ def test_a_sentence_wears_its_mask_in_any_company(lengths, config, seed, epoch, 
 
 
 @given(st.integers(0, 500), st.integers(1, 12))
-def test_strategies_name_their_rounds(epoch, repeats):
-    assert MaskingConfig(strategy="static", n_masks=repeats).mask_round(epoch) == 0
-    assert MaskingConfig(strategy="repeated", n_masks=repeats).mask_round(epoch) == epoch % repeats
-    assert MaskingConfig(strategy="dynamic", n_masks=repeats).mask_round(epoch) == epoch
+def test_strategies_give_their_rounds(epoch, n_masks):
+    assert MaskingConfig(strategy="static", n_masks=n_masks).mask_round(epoch) == 0
+    assert MaskingConfig(strategy="repeated", n_masks=n_masks).mask_round(epoch) == epoch % n_masks
+    assert MaskingConfig(strategy="dynamic", n_masks=n_masks).mask_round(epoch) == epoch
 
 
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=50))
@@ -101,7 +101,7 @@ def test_the_hash_is_the_same_for_tensors_and_integers(numbers):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_no_fate_is_favoured(seed):
+def test_replacements_and_positions_have_their_probabilities(seed):
     batch, config = make([20] * 3000, 105, seed), MaskingConfig()
     masked = mask_batch(batch, 105, config, seed, 3)
     seen, m = masked.inputs[masked.masked_indices], len(masked.masked_indices)
@@ -120,21 +120,21 @@ def test_no_fate_is_favoured(seed):
 def test_cuda_gives_the_same_integers(strategy):
     batch, config = make(list(range(1, 200)), 7458), MaskingConfig(strategy=strategy)
     here, there = mask_batch(batch, 7458, config, 11, 13), mask_batch(batch.to("cuda"), 7458, config, 11, 13)
-    for name in ("inputs", "rows", "targets"):
+    for name in ("inputs", "masked_indices", "targets"):
         assert torch.equal(getattr(here, name), getattr(there, name).cpu())
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"rate": 0.0},
-        {"rate": 1.1},
-        {"rate": float("nan")},
-        {"mask": -0.1},
-        {"mask": float("nan")},
-        {"mask": 0.9, "random": 0.2},
+        {"mlm_probability": 0.0},
+        {"mlm_probability": 1.1},
+        {"mlm_probability": float("nan")},
+        {"mask_replace_prob": -0.1},
+        {"mask_replace_prob": float("nan")},
+        {"mask_replace_prob": 0.9, "random_replace_prob": 0.2},
         {"strategy": "none"},
-        {"repeats": 0},
+        {"n_masks": 0},
     ],
 )
 def test_impossible_configs_are_refused(wrong):

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,10 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertlab import token_store
-from bertlab.bpe import UNK_ID, train_tokenizer
+from bertlab.bpe import UNK_ID, cut_long_words, train_tokenizer
 from bertlab.core.files import BertlabError
 from bertlab.core.saving import save_tokenizer
-from bertlab.token_store import TokenStore, build_store, in_memory_store
+from bertlab.data.corpora import open_corpus
+from bertlab.token_store import (
+    DataConfig,
+    TokenStore,
+    build_store,
+    in_memory_store,
+    prepare_data,
+    summarize_cuts,
+)
 
 SENTENCES = [
     f"sentence number {i} has {'many ' * (i % 9)}words and 한국어 {i * 37 % 101}" for i in range(4000)
@@ -230,3 +239,94 @@ def test_copies_stay_on_one_side(tokenizer, tmp_path, small_steps):
     assert 0.07 < len(stores["valid"]) / 5000 < 0.13
     assert all(store.reused for store in token_store.prepare_stores(Corpus(), tokenizer, tmp_path).values())
     assert not token_store.prepare_stores(Corpus(), tokenizer, tmp_path, seed=1)["train"].reused
+
+
+def test_what_is_cut_is_counted(tokenizer, tmp_path, monkeypatch):
+    "Paragraphs, empty lines and endless words: every token that is left out is in the counts of the corpus."
+    monkeypatch.setenv("BERTLAB_CACHE", str(tmp_path / "cache"))
+    texts = [" ".join(SENTENCES[i : i + 9]).replace(".", "") for i in range(0, 900, 9)]
+    texts += [f"a blob {'ab' * 125_000} {i}" for i in range(20)]
+    path = tmp_path / "text.txt"
+    path.write_text("\n".join(texts), encoding="utf8")
+    data = prepare_data(DataConfig(str(path), merges=50, valid_fraction=0.2), max_len=16)
+    read = [text for text, _ in open_corpus(str(path))]
+    lengths = np.array([len(data.tokenizer.encode(cut_long_words(text)[0]).ids) for text in read])
+    total = {name: data.corpus["train"][name] + data.corpus["valid"][name] for name in token_store.COUNTS}
+    assert total["sentences"] == len(read)
+    assert total["truncated"] == (lengths > 16).sum()
+    assert total["truncated_tokens"] == np.maximum(lengths - 16, 0).sum()
+    assert total["tokens"] + total["truncated_tokens"] == lengths.sum()
+    assert total["cut_words"] == 20
+    said = summarize_cuts(data.corpus)
+    assert f"{total['truncated_tokens']:,} tokens" in said and "20 words beyond 1,000 characters" in said
+    again = prepare_data(DataConfig(str(path), merges=50, valid_fraction=0.2), max_len=16)
+    assert again.reused and again.corpus == data.corpus
+
+
+def test_counts_survive_an_interruption(tokenizer, tmp_path, small_steps):
+    texts = [s if i % 100 else f"{s} {'x' * 2000}" for i, s in enumerate(SENTENCES)]
+
+    def breaks():
+        yield from texts[:2500]
+        raise RuntimeError("the reader stopped")
+
+    with pytest.raises(RuntimeError):
+        build_store(breaks(), tokenizer, tmp_path / "store", 16, meta={"corpus": "a"})
+    resumed = build_store(texts, tokenizer, tmp_path / "store", 16, meta={"corpus": "a"})
+    whole = build_store(texts, tokenizer, tmp_path / "whole", 16, meta={"corpus": "a"})
+    assert resumed.manifest == whole.manifest and whole.manifest["cut_words"] == 40
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch):
+    "A text file that was prepared once: its config and the folder in the cache."
+    monkeypatch.setenv("BERTLAB_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "text.txt").write_text("\n".join(SENTENCES[:300]), encoding="utf8")
+    config = DataConfig(str(tmp_path / "text.txt"), merges=50)
+    prepare_data(config, max_len=32)
+    (folder,) = (path.parent for path in (tmp_path / "cache" / "prepared").glob("*/prepared.json"))
+    return config, folder
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_swapped_tokenizer_of_prepared_data_is_refused(prepared, finished):
+    config, folder = prepared
+    save_tokenizer(train_tokenizer(SENTENCES[:500], 51), folder / "tokenizer.json")
+    if not finished:
+        (folder / "prepared.json").unlink()
+    with pytest.raises(BertlabError, match="not the tokenizer that was learned") as caught:
+        prepare_data(config, max_len=32)
+    assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+@pytest.mark.parametrize("name", token_store.FILES)
+def test_damaged_prepared_data_is_refused(prepared, split, name):
+    config, folder = prepared
+    path = folder / "stores" / split / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(BertlabError, match="checksum"):
+        prepare_data(config, max_len=32)
+
+
+def test_prepared_data_are_what_decides_them(prepared, tmp_path):
+    "Another text, vocabulary, split or length is prepared anew, whatever the file's name."
+    config, _ = prepared
+    assert prepare_data(config, max_len=32).reused
+    for other in (replace(config, merges=51), replace(config, valid_fraction=0.2)):
+        assert not prepare_data(other, max_len=32).reused
+    assert not prepare_data(config, max_len=31).reused
+    text = "\n".join([*SENTENCES[:299], SENTENCES[299].replace("words", "wards")])
+    (tmp_path / "text.txt").write_text(text, encoding="utf8")
+    assert not prepare_data(config, max_len=32).reused
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"merges": 10**9}, {"merges": -1}, {"valid_fraction": 0.0}, {"valid_fraction": float("nan")}]
+)
+def test_impossible_data_configs_are_refused(wrong):
+    with pytest.raises(BertlabError) as caught:
+        DataConfig(**wrong)
+    assert "\n" not in str(caught.value)
