@@ -325,7 +325,7 @@ def trials_command(
     )
     parser.add_argument("names", nargs="*", help="trials or rows to run, such as T5 or T5.1")
     parser.add_argument("--all", action="store_true", help="run all pre-training rows")
-    parser.add_argument("--scale", default="mini", help="mini, sample, full or study (default: %(default)s)")
+    parser.add_argument("--scale", default="mini", help="mini, full or study (default: %(default)s)")
     parser.add_argument("--corpus", help="name or path; needed at full and study")
     parser.add_argument(
         "--seeds", type=int, default=1, help="seeds a row, to learn the spread (default: %(default)s)"
@@ -353,7 +353,7 @@ def sweep_command(
     "Run a sweep of the study: a grid of classifiers (FT.1 to FT.6), or the search for an encoder's shape (P.4)."
     parser = _parser("sweep", sweep_command.__doc__)
     parser.add_argument("row", help="FT.1 to FT.6, or P.4; FT.2 and later start from the record of FT.1")
-    parser.add_argument("--scale", default="mini", help="mini, sample, full or study (default: %(default)s)")
+    parser.add_argument("--scale", default="mini", help="mini, full or study (default: %(default)s)")
     parser.add_argument("--model", type=Path, help="folder of a pre-trained model, for FT")
     parser.add_argument("--data", help="default, a table, or the folder of the disaster tweets, for FT")
     parser.add_argument("--corpus", help="name or path, for P.4 at full and study")

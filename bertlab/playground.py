@@ -131,7 +131,7 @@ def explore_masks(
 def explore_packing(
     store: TokenStore,
 ) -> Explorer:
-    "A batch padded to its longest sentence, in blocks of full length, and packed: tokens computed for nothing."
+    "A batch padded to its longest, in full blocks, and packed: what is computed for nothing."
 
     def draw(batch_size: int, block: int, seed: int) -> str:
         rng = np.random.default_rng(seed)

@@ -23,8 +23,9 @@ from bertlab.core.distributed import (
     shard_batch,
     wrap_ddp,
 )
-from .core.files import BertlabError
-from .core.records import check_out, default_device, run_or_load, run_record
+from .core.files import BertlabError, read_json, write_json
+from .core.records import check_out, default_device, list_checkpoints, run_or_load, run_record
+from .core.saving import tokenizer_fingerprint
 from .data.corpora import open_corpus
 from .encoder import EncoderConfig, count_parameters, train_flops_per_token
 from .masking import MaskedBatch, MaskingConfig, mask_batch
@@ -38,7 +39,7 @@ from bertlab.mlm import (
     unigram_baseline,
 )
 from .packing import epoch_order, prefetch
-from .token_store import DataConfig, PretrainData, TokenStore, prepare_data
+from .token_store import DataConfig, PretrainData, TokenStore, prepare_data, summarize_cuts
 from .training import Task, TrainConfig, fit
 
 # %% ../nbs/09_pretraining.ipynb #203225ad
@@ -197,9 +198,7 @@ def pretrain(
 
     if get_rank() == 0:
         check_out(folder)
-        corpus = open_corpus(config.data.corpus, lang=config.data.lang or None)
-        identity = {"corpus": corpus.fingerprint}
-        return broadcast_object(run_or_load(folder, asdict(config), work, identity))
+        return broadcast_object(run_or_load(folder, _settings(config), work, _identity(config)))
     record = broadcast_object(None)
     if record is None:
         _train(config, Path(folder))
@@ -207,9 +206,43 @@ def pretrain(
     return record
 
 
+def _settings(config: PretrainConfig) -> dict:
+    "All settings but the corpus's name: a run is known by what its corpus holds, wherever that lies."
+    settings = asdict(config)
+    settings["data"].pop("corpus")
+    return settings
+
+
+def _identity(config: PretrainConfig) -> dict:
+    "The fingerprint of the text that a run reads."
+    return {"corpus": open_corpus(config.data.corpus, lang=config.data.lang or None).fingerprint}
+
+# %% ../nbs/09_pretraining.ipynb #eabd3789
+def _check_tokenizer(folder: Path, tokenizer: Tokenizer):
+    "Refuse to go on with another tokenizer than the one that a run began with."
+    path, now = folder / "tokenizer_fingerprint.json", tokenizer_fingerprint(tokenizer)
+    if list_checkpoints(folder) and path.is_file() and (before := read_json(path)) != now:
+        problem = f"holds a run on another tokenizer ({now}, was {before})"
+        raise BertlabError(problem, folder, hint="Choose another folder, or delete this one")
+    if get_rank() == 0:
+        write_json(path, now)
+
+
+def _notes(result: dict, unigram: dict, corpus: dict) -> list[str]:
+    "What somebody who reads only the scores should know: text that was cut, a model that learnt too little."
+    notes = [summarize_cuts(corpus)]
+    if result["loss"] > unigram["loss"]:
+        notes.append(
+            f"the model is worse than token frequencies alone (loss {result['loss']:.3f}, unigram model "
+            f"{unigram['loss']:.3f}): train longer, or with another learning rate"
+        )
+    return [note for note in notes if note]
+
+
 def _train(config: PretrainConfig, folder: Path) -> dict:  # the record; empty in all processes but the first
     "Prepare the data, build the model, train it, save it, and describe the run."
     data = prepare_data(config.data, config.encoder.max_len)
+    _check_tokenizer(folder, data.tokenizer)
     torch.manual_seed(config.train.seed)
     model = config.build_model(data.tokenizer.get_vocab_size()).to(default_device())
     task = config.build_task(model, data)
@@ -218,6 +251,7 @@ def _train(config: PretrainConfig, folder: Path) -> dict:  # the record; empty i
         return {}
     result = {k.removeprefix("valid_"): v for k, v in history[-1].items() if k.startswith("valid_")}
     config.save_model(model, data.tokenizer, folder / "model", {"corpus": data.corpus, "result": result})
+    scores = task.final_scores()
     return run_record(
         "pretraining",
         asdict(config),
@@ -229,5 +263,6 @@ def _train(config: PretrainConfig, folder: Path) -> dict:  # the record; empty i
             model.config, data.train.n_tokens / len(data.train), config.masking.mlm_probability
         ),
         world_size=get_world_size(),
-        **task.final_scores(),
+        notes=_notes(result, scores["unigram"], data.corpus),
+        **scores,
     )

@@ -165,7 +165,7 @@ def alone(tmp_path_factory):
 
 @pytest.mark.parametrize("options", [{"workers": 2}, {}], ids=["processes", "ray"])
 def test_a_sweep_that_is_killed_and_run_again_loses_no_run(tmp_path, alone, options):
-    "Also: it listens on loopback only, ignores another cluster, and leaves neither processes nor files behind."
+    "Also: it listens on loopback only, ignores other clusters, and leaves no processes or files behind."
     if not options:
         pytest.importorskip("ray")
     folder, folders = tmp_path / "sweep", set(Path("/tmp").glob("bertlab-*"))
@@ -317,7 +317,7 @@ def test_one_failure_does_not_cost_the_other_runs(tmp_path):
 def test_runs_that_all_have_ended_need_no_backend(tmp_path, monkeypatch):
     inputs, jobs = classifiers()
     run_jobs(inputs, jobs[:2], tmp_path, workers=1)
-    monkeypatch.setattr(sweeps, "run_with_ray", None)
+    monkeypatch.setattr(sweeps, "run_with_ray", lambda *args, **options: 1 / 0)
     assert [r.status for r in run_jobs(None, jobs[:2], tmp_path)] == ["finished"] * 2
 
 

@@ -102,6 +102,7 @@ def _font_subset(characters: str) -> str | None:  # base64 of a font file, None 
     from fontTools.ttLib import TTFont
 
     options = subset.Options(hinting=False, layout_features=[], notdef_outline=True)
+    options.drop_tables += ["TSI0", "TSI1", "TSI2", "TSI3", "TSI5"]  # of the font's editor
     chooser, font = subset.Subsetter(options), TTFont(files[0], lazy=True)
     chooser.populate(text=characters)
     chooser.subset(font)

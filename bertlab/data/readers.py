@@ -119,22 +119,26 @@ _OPENING_QUOTE = re.compile(r'(?:^|\t)"')
 @lru_cache(maxsize=256)
 def _is_quoted(path: Path, size: int, mtime_ns: int) -> bool:
     "Whether a .tsv file was written with quotes, as Python's csv writes it."
-    opening, width, plain_misfits = False, 0, 0
+    opening, quoted_header, width, plain_misfits = False, False, 0, 0
     for _, line in read_lines(path, SkipCounts()):
         opening = opening or ('"' in line and bool(_OPENING_QUOTE.search(line)))
+        quoted_header = quoted_header or (not width and line.startswith('"'))
         width = width or line.count("\t") + 1
         plain_misfits += bool(line) and line.count("\t") + 1 != width
-    if not opening:
-        return False
-    width, quoted_misfits, joined = 0, 0, False
+    if not opening or quoted_header:
+        return quoted_header
+    width, quoted_misfits, joined = 0, 0, 0  # the last: the first row with a line end in it
     try:
-        for _, cells in _csv_rows((line for _, line in read_lines(path, SkipCounts())), "\t", path):
+        for row, cells in _csv_rows((line for _, line in read_lines(path, SkipCounts())), "\t", path):
             width = width or len(cells)
             quoted_misfits += bool(cells) and len(cells) != width
-            joined = joined or any("\n" in cell for cell in cells)
+            joined = joined or row * any("\n" in cell for cell in cells)
     except BertlabError:  # a quote that is a quotation mark
         return False
-    return quoted_misfits <= plain_misfits and not (joined and plain_misfits == 0)
+    if joined and plain_misfits == quoted_misfits == 0:
+        hint = "Put every cell into quotes, the header's too, or no quote at the beginning of a cell"
+        raise BertlabError("one row or several? Its quotes can be read both ways", path, joined, hint)
+    return quoted_misfits <= plain_misfits
 
 # %% ../../nbs/data/03_readers.ipynb #35b60458
 def read_table(
@@ -244,10 +248,7 @@ def _workbook_errors(path: Path):
 
 def _column_number(letters: bytes) -> int:
     "A is 1, Z is 26, AA is 27."
-    number = 0
-    for letter in letters:
-        number = 26 * number + letter - 64
-    return number
+    return sum((letter - 64) * 26**i for i, letter in enumerate(reversed(letters)))
 
 
 def _check_size(archive: zipfile.ZipFile, path: Path):

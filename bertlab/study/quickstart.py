@@ -16,6 +16,7 @@ from ..core.files import file_sha256, fingerprint
 from ..core.plotting import save_figure, set_plot_style
 from ..core.records import default_device, run_or_load, run_record
 from ..core.reporting import plot_histories, format_table
+from ..core.saving import find_model_folder
 from ..encoder import EncoderConfig, count_parameters
 from ..data.labeled import LabeledTexts, read_labeled
 from ..evaluation import classification_scores, confusion_counts, evaluate_baselines, holdout, plot_confusion, top_errors
@@ -38,7 +39,7 @@ def run_finetuning(
     about = describe_data(data)
     settings = {
         **asdict(config),
-        "model": file_sha256(Path(model) / "model.safetensors"),
+        "model": file_sha256(find_model_folder(model) / "model.safetensors"),
         "data": about,
         "valid": valid,
     }

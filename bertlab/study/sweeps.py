@@ -49,7 +49,7 @@ from ..finetuning import FeatureCache, FinetuneConfig, finetune
 from ..mlm import load_model
 from ..pretraining import PretrainConfig
 from .scales import SCALES, at_scale
-from .trials import FINETUNE_GRID, PILE_SEARCH_SPACE, ROWS, SWISH_CONFIG, LogUniform, Row
+from .trials import FINETUNE_GRID, PILE_SEARCH_SPACE, ROWS, SWISH_CONFIG, LogUniform, TrialRun
 from ..text_cnn import HeadConfig
 from ..token_store import PretrainData, prepare_data
 from ..training import DivergedError, OutOfMemoryError, TrainConfig, fit
@@ -197,7 +197,7 @@ def search_config(
 ) -> PretrainConfig:
     "The pre-training that the settings of a run mean at a scale."
     size = replace(SCALES[scale], **SEARCH_OVERRIDES.get(scale, {}))
-    return at_scale(Row("P.4", "one run", SWISH_CONFIG | settings), size, corpus)
+    return at_scale(TrialRun("P.4", "one run", SWISH_CONFIG | settings), size, corpus)
 
 # %% ../../nbs/study/05_sweeps.ipynb #e3376582
 TERMINAL_STATUSES = ("finished", "diverged", "out of memory")

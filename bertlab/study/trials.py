@@ -4,38 +4,75 @@
 
 # %% auto #0
 __all__ = ['SMALL_CONFIG', 'LARGE_CONFIG', 'SWISH_CONFIG', 'COSINE_CONFIG', 'FINETUNE_GRID', 'PILE_SEARCH_SPACE', 'T1', 'T2',
-           'T3', 'T4', 'T5', 'T6', 'T7', 'LOG', 'FINAL', 'PILE', 'TUNING', 'TRIALS', 'ROWS', 'NAMES', 'Row', 'Trial',
-           'LogUniform', 'describe', 'trials_table']
+           'T3', 'T4', 'T5', 'T6', 'T7', 'LOG', 'FINAL', 'PILE', 'TUNING', 'TRIALS', 'ROWS', 'NAMES', 'TrialRun',
+           'Metric', 'Claim', 'rank_rows', 'Trial', 'LogUniform', 'describe', 'trials_table']
 
-# %% ../../nbs/study/01_trials.ipynb #aed847c3
+# %% ../../nbs/study/01_trials.ipynb #ad781fa5
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
-# %% ../../nbs/study/01_trials.ipynb #18500eb2
+# %% ../../nbs/study/01_trials.ipynb #9ddec967
 @dataclass(frozen=True)
-class Row:
+class TrialRun:
     "One run of the study, or one of ours beside it."
 
-    id: str  # the trial's, a point, a number
-    what: str  # what sets it apart from its neighbours, in a few words
-    printed: dict  # the config that the study printed
-    train: float | None = None  # masked-token accuracy as printed, or nothing
+    id: str  # the trial's id, a point, a number
+    label: str  # how it differs from the other rows of its trial, in a few words
+    reported: dict  # the config that the study printed
+    train: float | None = None  # masked-token accuracy as printed, if any
     valid: float | None = None
-    ran: dict = field(default_factory=dict)  # what figure and log show instead
-    ours: bool = False  # not in the study: added to answer a question that it left open
-    found: str = ""  # for a search: what the study says came out
+    overrides: dict = field(default_factory=dict)  # what ran instead, by figure and log
+    is_extension: bool = False  # not in the study: added to answer a question that it left open
+    reported_finding: str = ""  # for a search: what the study says came out
 
     @property
     def config(self) -> dict:
         "What ran."
-        return self.printed | self.ran
+        return self.reported | self.overrides
 
     @property
-    def runs(self) -> bool:
+    def is_runnable(self) -> bool:
         "Whether it is one pre-training, not a search or a fine-tuning."
-        return "d_model" in self.config and not self.found
+        return "d_model" in self.config and not self.reported_finding
 
 # %% ../../nbs/study/01_trials.ipynb #34ebadcb
+@dataclass(frozen=True)
+class Metric:
+    "A metric of a row, one value per seed."
+
+    row_id: str
+    name: str  # of the metrics of a record, such as accuracy
+
+    def __str__(self):
+        return f"{self.row_id} {self.name}"
+
+
+@dataclass(frozen=True)
+class Claim:
+    "What is claimed, as metrics in falling order."
+
+    label: str
+    sides: tuple[Metric | float, ...]  # each greater than the next
+
+    @property
+    def comparisons(self) -> tuple[tuple[Metric | float, Metric | float], ...]:
+        "The inequalities that must hold, pair by pair."
+        return tuple(pairwise(self.sides))
+
+    def __str__(self):
+        return " > ".join(f"{side:g}" if isinstance(side, float) else str(side) for side in self.sides)
+
+
+def rank_rows(
+    label: str,
+    metric: str,
+    *row_ids: str,  # the best first, if more is better
+) -> Claim:
+    "The claim that a metric falls from row to row."
+    return Claim(label, tuple(Metric(row_id, metric) for row_id in row_ids))
+
+# %% ../../nbs/study/01_trials.ipynb #205f4b68
 @dataclass(frozen=True)
 class Trial:
     "Rows that belong together, and the claims drawn from them."
@@ -43,10 +80,10 @@ class Trial:
     id: str
     title: str
     corpus: str  # AI Hub, the Pile or tweets
-    source: str  # where the study's facts stand
+    source: str  # section of the study that the facts come from
     claim: str  # the study's conclusion, in its sense
-    rows: tuple[Row, ...]
-    tests: tuple[tuple[str, str], ...] = ()  # (what is claimed, what must hold in our records)
+    rows: tuple[TrialRun, ...]
+    claims: tuple[Claim, ...] = ()  # what must hold in the records
 
 # %% ../../nbs/study/01_trials.ipynb #5ac0ffee
 @dataclass(frozen=True)
@@ -118,7 +155,7 @@ T1 = Trial(
     "2, Trial 1",
     "English scores far better than Korean; Korean was dropped",
     (
-        Row(
+        TrialRun(
             "T1.1",
             "a language at a time",
             SMALL_CONFIG
@@ -128,21 +165,21 @@ T1 = Trial(
                 "weight_decay": 0.0,
                 "epochs": 4,
                 "evals": 8,
-                "order": "by_language",
+                "sentence_order": "by_language",
             },
         ),
-        Row(
+        TrialRun(
             "T1.2",
             "shuffled",
             SMALL_CONFIG | {"lang": "", "merges": 50_000, "weight_decay": 0.0, "epochs": 4, "evals": 8},
-            ours=True,
+            is_extension=True,
         ),
     ),
     (
-        ("English scores higher than Korean", "T1.1 en_accuracy > T1.1 ko_accuracy"),
-        ("and is easier by the character, too (ours)", "T1.1 ko_bits > T1.1 en_bits"),
-        ("unshuffled, the training score is a saw-tooth", "T1.1 saw > T1.2 saw"),
-        ("shuffled, both languages are learnt (ours)", "T1.2 accuracy > T1.1 accuracy"),
+        Claim("English scores higher than Korean", (Metric("T1.1", "en_accuracy"), Metric("T1.1", "ko_accuracy"))),
+        Claim("and is easier by the character, too (ours)", (Metric("T1.1", "ko_bits_per_char"), Metric("T1.1", "en_bits_per_char"))),
+        rank_rows("unshuffled, the training score is a saw-tooth", "within_epoch_range", "T1.1", "T1.2"),
+        rank_rows("shuffled, both languages are learnt (ours)", "accuracy", "T1.2", "T1.1"),
     ),
 )
 _WD = SMALL_CONFIG | {"epochs": 32, "weight_decay": 1e-5}
@@ -153,24 +190,24 @@ T2 = Trial(
     "2, Trial 2",
     "the smaller the weight decay, the better",
     (
-        Row("T2.1", "wd 1e-4", _WD, 0.44, 0.45, {"weight_decay": 1e-4}),
-        Row("T2.2", "wd 1e-5", _WD | {"lr": 5e-5}, 0.51, 0.52, {"lr": 5e-4}),
-        Row("T2.3", "wd 1e-6", _WD | {"lr": 5e-6}, 0.53, 0.54, {"lr": 5e-4, "weight_decay": 1e-6}),
-        Row("T2.4", "lr 5e-5, wd 1e-5: the table's reading", _WD | {"lr": 5e-5}, ours=True),
-        Row("T2.5", "lr 5e-6, wd 1e-5: the table's reading", _WD | {"lr": 5e-6}, ours=True),
-        Row("T2.6", "wd 1e-2", _WD | {"weight_decay": 1e-2}, ours=True),
-        Row(
+        TrialRun("T2.1", "wd 1e-4", _WD, 0.44, 0.45, {"weight_decay": 1e-4}),
+        TrialRun("T2.2", "wd 1e-5", _WD | {"lr": 5e-5}, 0.51, 0.52, {"lr": 5e-4}),
+        TrialRun("T2.3", "wd 1e-6", _WD | {"lr": 5e-6}, 0.53, 0.54, {"lr": 5e-4, "weight_decay": 1e-6}),
+        TrialRun("T2.4", "lr 5e-5, wd 1e-5: the table's reading", _WD | {"lr": 5e-5}, is_extension=True),
+        TrialRun("T2.5", "lr 5e-6, wd 1e-5: the table's reading", _WD | {"lr": 5e-6}, is_extension=True),
+        TrialRun("T2.6", "wd 1e-2", _WD | {"weight_decay": 1e-2}, is_extension=True),
+        TrialRun(
             "T2.7",
             "wd 1e-2, decoupled (AdamW)",
             _WD | {"weight_decay": 1e-2, "optimizer": "adamw"},
-            ours=True,
+            is_extension=True,
         ),
     ),
     (
-        ("less weight decay is better (as run)", "T2.3 accuracy > T2.2 accuracy > T2.1 accuracy"),
-        ("a lower learning rate is better (as printed)", "T2.5 accuracy > T2.4 accuracy > T2.2 accuracy"),
-        ("a weight decay of 1e-2 stops learning (section 5)", "T2.3 accuracy > T2.6 accuracy"),
-        ("decoupled, the same 1e-2 does no harm (ours)", "T2.7 accuracy > T2.6 accuracy"),
+        rank_rows("less weight decay is better (as run)", "accuracy", "T2.3", "T2.2", "T2.1"),
+        rank_rows("a lower learning rate is better (as printed)", "accuracy", "T2.5", "T2.4", "T2.2"),
+        rank_rows("a weight decay of 1e-2 stops learning (section 5)", "accuracy", "T2.3", "T2.6"),
+        rank_rows("decoupled, the same 1e-2 does no harm (ours)", "accuracy", "T2.7", "T2.6"),
     ),
 )
 
@@ -183,16 +220,16 @@ T3 = Trial(
     "2, Trial 3",
     "the smaller the vocabulary, the higher the score",
     (
-        Row("T3.1", "10k merges", _VOCABULARY | {"merges": 10_000}, 0.57, 0.59, {"lr": 5e-4}),
-        Row("T3.2", "20k merges", _VOCABULARY | {"merges": 20_000}, 0.53, 0.54, {"lr": 5e-4}),
-        Row("T3.3", "30k merges", _VOCABULARY, 0.51, 0.52, {"lr": 5e-4}),
-        Row("T3.4", "characters only", _VOCABULARY | {"merges": 0, "lr": 5e-4}, ours=True),
+        TrialRun("T3.1", "10k merges", _VOCABULARY | {"merges": 10_000}, 0.57, 0.59, {"lr": 5e-4}),
+        TrialRun("T3.2", "20k merges", _VOCABULARY | {"merges": 20_000}, 0.53, 0.54, {"lr": 5e-4}),
+        TrialRun("T3.3", "30k merges", _VOCABULARY, 0.51, 0.52, {"lr": 5e-4}),
+        TrialRun("T3.4", "characters only", _VOCABULARY | {"merges": 0, "lr": 5e-4}, is_extension=True),
     ),
     (
-        ("a smaller vocabulary scores higher", "T3.1 accuracy > T3.2 accuracy > T3.3 accuracy"),
-        ("characters alone score higher still (asked)", "T3.4 accuracy > T3.1 accuracy"),
-        ("a smaller vocabulary is better by the character, too (ours)", "T3.3 bits > T3.2 bits > T3.1 bits"),
-        ("and characters alone are best of all (ours)", "T3.1 bits > T3.4 bits"),
+        rank_rows("a smaller vocabulary scores higher", "accuracy", "T3.1", "T3.2", "T3.3"),
+        rank_rows("characters alone score higher still (asked)", "accuracy", "T3.4", "T3.1"),
+        rank_rows("a smaller vocabulary is better by the character, too (ours)", "bits_per_char", "T3.3", "T3.2", "T3.1"),
+        rank_rows("and characters alone are best of all (ours)", "bits_per_char", "T3.1", "T3.4"),
     ),
 )
 _RATE = SMALL_CONFIG | {"merges": 10_000, "epochs": 39}
@@ -202,8 +239,8 @@ T4 = Trial(
     "AI Hub",
     "2, Trial 4",
     "5e-4 beats 5e-5",
-    (Row("T4.1", "lr 5e-4", _RATE, 0.60, 0.62), Row("T4.2", "lr 5e-5", _RATE | {"lr": 5e-5}, 0.58, 0.60)),
-    (("the higher learning rate is better", "T4.1 accuracy > T4.2 accuracy"),),
+    (TrialRun("T4.1", "lr 5e-4", _RATE, 0.60, 0.62), TrialRun("T4.2", "lr 5e-5", _RATE | {"lr": 5e-5}, 0.58, 0.60)),
+    (rank_rows("the higher learning rate is better", "accuracy", "T4.1", "T4.2"),),
 )
 
 # %% ../../nbs/study/01_trials.ipynb #cb5cf162
@@ -214,21 +251,21 @@ T5 = Trial(
     "2, Trial 5",
     "regularise when data is small; best of all is more data",
     (
-        Row("T5.1", "1/5 of the data", LARGE_CONFIG | {"part": 0.2, "epochs": 418, "evals": 1}, 0.91, 0.68),
-        Row(
+        TrialRun("T5.1", "1/5 of the data", LARGE_CONFIG | {"train_fraction": 0.2, "epochs": 418, "evals": 1}, 0.91, 0.68),
+        TrialRun(
             "T5.2",
             "1/5 of the data, wd 1e-6, dropout 0.1",
-            LARGE_CONFIG | {"part": 0.2, "epochs": 207, "evals": 1, "weight_decay": 1e-6, "dropout": 0.1},
+            LARGE_CONFIG | {"train_fraction": 0.2, "epochs": 207, "evals": 1, "weight_decay": 1e-6, "dropout": 0.1},
             0.76,
             0.70,
         ),
-        Row("T5.3", "all data", LARGE_CONFIG | {"epochs": 70}, 0.77, 0.74),
+        TrialRun("T5.3", "all data", LARGE_CONFIG | {"epochs": 70}, 0.77, 0.74),
     ),
     (
-        ("on little data, regularisation helps", "T5.2 accuracy > T5.1 accuracy"),
-        ("more data helps more", "T5.3 accuracy > T5.2 accuracy"),
-        ("the gap from train to valid closes in that order", "T5.1 gap > T5.2 gap > T5.3 gap"),
-        ("on little data the validation loss turns up", "T5.1 rise > 0"),
+        rank_rows("on little data, regularisation helps", "accuracy", "T5.2", "T5.1"),
+        rank_rows("more data helps more", "accuracy", "T5.3", "T5.2"),
+        rank_rows("the gap from train to valid closes in that order", "generalization_gap", "T5.1", "T5.2", "T5.3"),
+        Claim("on little data the validation loss turns up", (Metric("T5.1", "overfit_loss"), 0.0)),
     ),
 )
 T6 = Trial(
@@ -238,10 +275,10 @@ T6 = Trial(
     "2, Trial 6",
     "swish is slightly better on validation",
     (
-        Row("T6.1", "relu", LARGE_CONFIG | {"epochs": 28}, 0.742, 0.711),
-        Row("T6.2", "swish", SWISH_CONFIG | {"epochs": 28}, 0.738, 0.716),
+        TrialRun("T6.1", "relu", LARGE_CONFIG | {"epochs": 28}, 0.742, 0.711),
+        TrialRun("T6.2", "swish", SWISH_CONFIG | {"epochs": 28}, 0.738, 0.716),
     ),
-    (("swish beats relu", "T6.2 accuracy > T6.1 accuracy"),),
+    (rank_rows("swish beats relu", "accuracy", "T6.2", "T6.1"),),
 )
 T7 = Trial(
     "T7",
@@ -250,15 +287,15 @@ T7 = Trial(
     "2, Trial 7",
     "cosine restarts without regularisation are best; a schedule beats a constant rate",
     (
-        Row(
+        TrialRun(
             "T7.1",
             "cosine restarts, wd 1e-6, dropout 0.1",
             COSINE_CONFIG | {"weight_decay": 1e-6, "dropout": 0.1, "epochs": 28},
             0.789,
             0.783,
         ),
-        Row("T7.2", "cosine restarts", COSINE_CONFIG | {"epochs": 45}, 0.816, 0.791),
-        Row(
+        TrialRun("T7.2", "cosine restarts", COSINE_CONFIG | {"epochs": 45}, 0.816, 0.791),
+        TrialRun(
             "T7.3",
             "exponential decay",
             SWISH_CONFIG | {"schedule": "exponential", "warmup_epochs": 1, "gamma": 0.9, "epochs": 15},
@@ -267,10 +304,10 @@ T7 = Trial(
         ),
     ),
     (
-        ("cosine restarts alone beat those with regularisation", "T7.2 accuracy > T7.1 accuracy"),
-        ("and exponential decay", "T7.2 accuracy > T7.3 accuracy"),
-        ("a schedule beats a constant rate", "T7.2 accuracy > T6.2 accuracy"),
-        ("each restart costs accuracy for a while", "T7.2 fall > 0"),
+        rank_rows("cosine restarts alone beat those with regularisation", "accuracy", "T7.2", "T7.1"),
+        rank_rows("and exponential decay", "accuracy", "T7.2", "T7.3"),
+        rank_rows("a schedule beats a constant rate", "accuracy", "T7.2", "T6.2"),
+        Claim("each restart costs accuracy for a while", (Metric("T7.2", "max_drop"), 0.0)),
     ),
 )
 
@@ -282,16 +319,16 @@ LOG = Trial(
     "2, the log",
     "dynamic beats static; torch's encoder is slightly better than the study's own",
     (
-        Row("L.1", "static masks", SWISH_CONFIG | {"epochs": 28, "strategy": "static"}),
-        Row("L.2", "an output layer", SWISH_CONFIG | {"epochs": 28, "model": "untied"}),
-        Row("L.3", "torch's encoder", SWISH_CONFIG | {"epochs": 28, "model": "torch"}),
-        Row("L.4", "10 masks in turn", SWISH_CONFIG | {"epochs": 28, "strategy": "repeated"}, ours=True),
+        TrialRun("L.1", "static masks", SWISH_CONFIG | {"epochs": 28, "strategy": "static"}),
+        TrialRun("L.2", "an output layer", SWISH_CONFIG | {"epochs": 28, "model": "untied"}),
+        TrialRun("L.3", "torch's encoder", SWISH_CONFIG | {"epochs": 28, "model": "torch"}),
+        TrialRun("L.4", "10 masks in turn", SWISH_CONFIG | {"epochs": 28, "strategy": "repeated"}, is_extension=True),
     ),
     (
-        ("dynamic masks beat static ones", "T6.2 accuracy > L.1 accuracy"),
-        ("a few masks in turn, as in RoBERTa, already beat one (ours)", "L.4 accuracy > L.1 accuracy"),
-        ("a tied output beats a layer of its own (asked)", "T6.2 accuracy > L.2 accuracy"),
-        ("torch's encoder beats one's own", "L.3 accuracy > T6.2 accuracy"),
+        rank_rows("dynamic masks beat static ones", "accuracy", "T6.2", "L.1"),
+        rank_rows("a few masks in turn, as in RoBERTa, already beat one (ours)", "accuracy", "L.4", "L.1"),
+        rank_rows("a tied output beats a layer of its own (asked)", "accuracy", "T6.2", "L.2"),
+        rank_rows("torch's encoder beats one's own", "accuracy", "L.3", "T6.2"),
     ),
 )
 FINAL = Trial(
@@ -300,7 +337,7 @@ FINAL = Trial(
     "AI Hub",
     "1",
     "58 M parameters, six days on one GPU",
-    (Row("F.1", "60 epochs", COSINE_CONFIG | {"epochs": 60}, 0.817, 0.791),),
+    (TrialRun("F.1", "60 epochs", COSINE_CONFIG | {"epochs": 60}, 0.817, 0.791),),
 )
 _PILE = SWISH_CONFIG | {"epochs": 15, "lr": 2e-4}
 PILE = Trial(
@@ -310,24 +347,24 @@ PILE = Trial(
     "4",
     "the two best tie, so the smaller one was kept; trained for longer it reaches 0.54",
     (
-        Row("P.1", "d 1024", _PILE, 0.51, 0.48),
-        Row("P.2", "d 1536", _PILE | {"d_model": 1536, "heads": 12, "lr": 1e-4}, 0.51, 0.48),
-        Row("P.3", "d 1024, 30k merges, the full run", _PILE | {"merges": 30_000, "epochs": 28}, 0.55, 0.54),
-        Row(
+        TrialRun("P.1", "d 1024", _PILE, 0.51, 0.48),
+        TrialRun("P.2", "d 1536", _PILE | {"d_model": 1536, "heads": 12, "lr": 1e-4}, 0.51, 0.48),
+        TrialRun("P.3", "d 1024, 30k merges, the full run", _PILE | {"merges": 30_000, "epochs": 28}, 0.55, 0.54),
+        TrialRun(
             "P.4",
             "the search",
             PILE_SEARCH_SPACE,
-            found="200 tries, 22 trained: most 0.43-0.48 on validation, 0.37 at lr 1e-5, NaN from 3e-4",
+            reported_finding="200 tries, 22 trained: most 0.43-0.48 on validation, 0.37 at lr 1e-5, NaN from 3e-4",
         ),
     ),
     (
-        ("the larger model is better (the study saw a tie)", "P.2 accuracy > P.1 accuracy"),
-        ("the full run is better", "P.3 accuracy > P.1 accuracy"),
+        rank_rows("the larger model is better (the study saw a tie)", "accuracy", "P.2", "P.1"),
+        rank_rows("the full run is better", "accuracy", "P.3", "P.1"),
     ),
 )
 
 # %% ../../nbs/study/01_trials.ipynb #80702aa8
-_EIGHT = {"settings": "the 8 select_top of FT.1", "dropout": [0, 0.2, 0.5]}
+_EIGHT = {"settings": "the 8 best of FT.1", "dropout": [0, 0.2, 0.5]}
 TUNING = Trial(
     "FT",
     "fine-tuning on disaster tweets",
@@ -335,22 +372,22 @@ TUNING = Trial(
     "3",
     "0.78-0.81 on validation, whatever is tried",
     (
-        Row(
+        TrialRun(
             "FT.1",
             "72 settings",
             FINETUNE_GRID,
-            found="valid 0.78-0.81 nearly everywhere; train 0.95+ within 15 epochs; valid loss rises",
+            reported_finding="valid 0.78-0.81 nearly everywhere; train 0.95+ within 15 epochs; valid loss rises",
         ),
-        Row("FT.2", "8 x 6: weight decay", _EIGHT | {"weight_decay": [1e-3, 1e-4]}, found="no clear gain"),
-        Row("FT.3", "8 x 3: weight decay", _EIGHT | {"weight_decay": [1e-2]}, found="no clear gain"),
-        Row(
+        TrialRun("FT.2", "8 x 6: weight decay", _EIGHT | {"weight_decay": [1e-3, 1e-4]}, reported_finding="no clear gain"),
+        TrialRun("FT.3", "8 x 3: weight decay", _EIGHT | {"weight_decay": [1e-2]}, reported_finding="no clear gain"),
+        TrialRun(
             "FT.4",
             "8 x 6: weight decay",
             _EIGHT | {"weight_decay": [0.1, 0.4]},
-            found="train score falls, valid hardly moves",
+            reported_finding="train score falls, valid hardly moves",
         ),
-        Row("FT.5", "last 3 layers unfrozen", {"freeze": 3}, found="0.78-0.81 again"),
-        Row("FT.6", "whole encoder unfrozen", {"freeze": "none"}, found="0.78-0.81 again"),
+        TrialRun("FT.5", "last 3 layers unfrozen", {"freeze": 3}, reported_finding="0.78-0.81 again"),
+        TrialRun("FT.6", "whole encoder unfrozen", {"freeze": "none"}, reported_finding="0.78-0.81 again"),
     ),
 )
 TRIALS = {trial.id: trial for trial in (T1, T2, T3, T4, T5, T6, T7, LOG, FINAL, PILE, TUNING)}
@@ -381,12 +418,12 @@ def trials_table(
         {
             "id": row.id,
             "corpus": trial.corpus,
-            "what": row.what + " (ours)" * row.ours,
-            "as printed": describe(row.printed),
-            "ran instead": describe(row.ran),
+            "row": row.label + (" (ours)" if row.is_extension else ""),
+            "as printed": describe(row.reported),
+            "ran instead": describe(row.overrides),
             "train": row.train,
             "valid": row.valid,
-            "found": row.found,
+            "the study found": row.reported_finding,
             "claim": trial.claim,
             "source": trial.source,
         }
