@@ -452,6 +452,7 @@ def ray_cluster(tmp_path):
     shutil.rmtree(temp, ignore_errors=True)
 
 
+@pytest.mark.slow
 def test_a_cluster_needs_no_common_folder(tmp_path, ray_cluster):
     "Seen before: all runs finished on the worker, their files stayed there, and the record said 72 failed."
     ours = tmp_path / "ours"
