@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 NBS, BIN = ROOT / "nbs", Path(sys.executable).parent
 FOLDERS = ("core", "data", ".", "exercises", "study", "bench", "reports")  # the index comes last
-QUIET = {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore"}  # outputs are committed: no bars, no noise
+QUIET = {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore", "BERTLAB_STATIC": "1"}  # outputs are committed
 
 
 def call(*command):

@@ -30,11 +30,7 @@ from .training import Task
 class DecoderLayer(EncoderLayer):
     "An encoder layer with causal self-attention and, optionally, cross-attention to a memory."
 
-    def __init__(
-        self,
-        config: EncoderConfig,
-        cross: bool = True,  # with cross-attention; a language model has none
-    ):
+    def __init__(self, config: EncoderConfig, cross: bool = True):
         super().__init__(config)
         self.cross_attn = MultiHeadAttention(config.d_model, config.heads, config.dropout) if cross else None
         self.norm_cross = nn.LayerNorm(config.d_model) if cross else None
@@ -119,11 +115,7 @@ class KVCache:
 class Decoder(Encoder):
     "An encoder with decoder layers: embedding, positions and final norm are the same."
 
-    def __init__(
-        self,
-        config: EncoderConfig,
-        cross: bool = True,  # with cross-attention
-    ):
+    def __init__(self, config: EncoderConfig, cross: bool = True):
         super().__init__(config)
         self.layers = nn.ModuleList(DecoderLayer(config, cross) for _ in range(config.layers))
 
@@ -350,10 +342,8 @@ class _Beams:
             setattr(self, name, value[sentences])
 
 # %% ../nbs/13_decoder.ipynb #6e1fe188
-def _extend(
-    beams: _Beams, logp: Tensor, step: int, length_penalty: float
-) -> tuple[Tensor, Tensor]:  # parents, ids: int64 [s, b]
-    "Give each hypothesis one more token: keep the best complete one, and the b best unfinished ones."
+def _extend(beams: _Beams, logp: Tensor, step: int, length_penalty: float) -> tuple[Tensor, Tensor]:
+    "Keep the best complete hypothesis and the b best unfinished ones; returns their parents and ids [s, b]."
     s, b = beams.live.shape
     vocab = logp.shape[-1]
     scores = (beams.live[:, :, None] + logp).flatten(1)  # [s, b * v]
@@ -418,9 +408,8 @@ def cross_attention_maps(
     def record(attention, args, kwargs):
         maps.append(attention.weights(*args, **kwargs))
 
-    hooks = [
-        layer.cross_attn.register_forward_pre_hook(record, with_kwargs=True) for layer in model.decoder.layers
-    ]
+    attentions = [layer.cross_attn for layer in model.decoder.layers]
+    hooks = [attention.register_forward_pre_hook(record, with_kwargs=True) for attention in attentions]
     try:
         model(source, source_layout, target, target_layout)
     finally:
@@ -429,22 +418,19 @@ def cross_attention_maps(
     return maps
 
 # %% ../nbs/13_decoder.ipynb #e07dcc1f
+@dataclass(eq=False)
 class CausalLMTask(Task):
     "Trains a `CausalLM` to predict the next token."
 
-    def __init__(
-        self,
-        model: CausalLM,
-        train: TokenStore,
-        valid: TokenStore,
-        chars_per_token: Tensor,  # int64 [v], characters of each token
-        batch_size: int = 64,  # sentences
-        seed: int = 0,
-        eval_sentences: int = 500,  # validation sentences per evaluation
-    ):
-        self.model, self.train, self.valid, self.chars_per_token = model, train, valid, chars_per_token
-        self.batch_size, self.seed, self.eval_sentences = batch_size, seed, eval_sentences
-        self.steps_per_epoch = -(-len(train) // batch_size)
+    model: CausalLM
+    train: TokenStore
+    valid: TokenStore
+    chars_per_token: Tensor  # int64 [v], characters of each token
+    batch_size: int = 64  # sentences
+    seed: int = 0
+
+    def __post_init__(self):
+        self.steps_per_epoch = -(-len(self.train) // self.batch_size)
 
     def batches(self, epoch: int, start: int = 0):
         return prefetch(batches(self.train, self.batch_size, self.seed, epoch, start))
@@ -461,7 +447,5 @@ class CausalLMTask(Task):
         return mlm_summary(sums)
 
     def evaluate(self) -> dict[str, float]:
-        picked = range(0, min(self.eval_sentences, len(self.valid)), self.batch_size)
-        ends = [min(i + self.batch_size, self.eval_sentences, len(self.valid)) for i in picked]
-        batches = (self.valid.batch(range(i, end)) for i, end in zip(picked, ends))
-        return mlm_summary(sum_metrics(self.loss(batch, 0)[1] for batch in batches))
+        valid = batches(self.valid, self.batch_size, seed=0, epoch=0)
+        return mlm_summary(sum_metrics(self.loss(batch, 0)[1] for batch in valid))

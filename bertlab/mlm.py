@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from .bpe import MASK_ID, WORD_START
+from .bpe import MASK_ID, MAX_WORD_CHARS, WORD_START, cut_long_words
 from .core.distributed import sum_metrics
 from .core.files import BertlabError
 from .core.saving import check_vocabulary, load_model_folder, save_model_folder
@@ -150,6 +150,9 @@ def encode_masked(
     text, n_masks = re.subn(r"\[mask\]", hole, text, flags=re.IGNORECASE)
     if not n_masks:
         raise BertlabError("the text has no [MASK] to fill", hint="Write [MASK] where a word is missing")
+    if cut_long_words(text)[1]:
+        problem = f"the text has a word of more than {MAX_WORD_CHARS:,} characters"
+        raise BertlabError(problem, hint="Shorten the text")
     ids = []
     for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text)):
         before, *after = word.split(hole)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PairBatch', 'PairStore', 'PairsConfig', 'PreparedPairs', 'prepare_pairs', 'TranslationConfig', 'TranslationTask',
-           'translate', 'translation_scores', 'compare_systems', 'build_translator', 'save_translator',
-           'load_translator', 'attention_map', 'sentence_chrf', 'translation_record', 'train_translator']
+           'translate', 'compare_systems', 'build_translator', 'save_translator', 'load_translator', 'attention_map',
+           'translation_record', 'train_translator']
 
 # %% ../nbs/14_translation.ipynb #699b7dcf
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from .bpe import chars_per_token, concat_ranges, load_tokenizer, train_tokenizer
+from .bpe import chars_per_token, load_tokenizer, train_tokenizer
 from .core.distributed import sum_metrics
 from bertlab.core.files import (
     BertlabError,
@@ -38,7 +38,16 @@ from bertlab.core.saving import (
     save_tokenizer,
     tokenizer_fingerprint,
 )
-from .data.parallel import EXAMPLE_PAIRS, Pairs, SplitPairs, TrainingSentences, nearest_translations
+from bertlab.data.parallel import (
+    EXAMPLE_PAIRS,
+    Pairs,
+    SplitPairs,
+    TrainingSentences,
+    import_sacrebleu,
+    nearest_translations,
+    sentence_chrf,
+    translation_scores,
+)
 from .data.text import normalize
 from bertlab.decoder import (
     TargetBatch,
@@ -51,7 +60,7 @@ from bertlab.decoder import (
 )
 from .encoder import EncoderConfig, count_parameters, parse_encoder_config
 from .mlm import eval_mode, load_model, mlm_metrics, mlm_summary
-from .packing import Layout, epoch_order, prefetch
+from .packing import Layout, collate_packed, epoch_order, prefetch
 from .token_store import TokenStore, build_store, in_memory_store
 from .training import Task, TrainConfig, fit
 
@@ -94,10 +103,8 @@ class PairStore:
 
     def side(self, sentences: np.ndarray) -> tuple[Tensor, Layout]:  # int64 [t]
         "These sentences of the store, in this order."
-        starts, lengths = self.store.offsets[sentences], self.lengths[sentences]
-        return torch.from_numpy(
-            self.store.ids[concat_ranges(starts, lengths)].astype(np.int64)
-        ), Layout.from_lengths(lengths)
+        packed = collate_packed(self.store.ids, self.store.offsets, sentences, sort=False)
+        return packed.ids, packed.layout
 
     def batch(
         self,
@@ -307,28 +314,6 @@ def translate(
             done |= _translate_batch(model, store, order[i : i + batch_size], num_beams, length_penalty)
     return [tokenizer.decode(done[i]) for i in range(len(texts))]
 
-# %% ../nbs/14_translation.ipynb #a9bea362
-def translation_scores(
-    translations: Sequence[str],
-    references: Sequence[str],  # what people wrote
-) -> dict[str, float]:  # from 0 to 100
-    "chrF (Popovic, 2015) and BLEU (Papineni et al., 2002), as sacrebleu counts them."
-    sacrebleu = _import_sacrebleu()
-    translations, references = list(translations), [list(references)]
-    chrf = sacrebleu.corpus_chrf(translations, references).score
-    bleu = sacrebleu.corpus_bleu(translations, references).score
-    return {"chrF": round(chrf, 2), "BLEU": round(bleu, 2)}
-
-
-def _import_sacrebleu():
-    "The library that scores, or an error that says how to install it."
-    try:
-        import sacrebleu
-    except ImportError:
-        hint = "Run: pip install 'bertlab[translate]'"
-        raise BertlabError("sacrebleu is not installed", hint=hint) from None
-    return sacrebleu
-
 # %% ../nbs/14_translation.ipynb #7db6d1e1
 def compare_systems(
     model: Transformer,
@@ -406,15 +391,7 @@ def attention_map(
     tokens = [[tokenizer.id_to_token(i) for i in x.tolist()] for x in (ids[0], shifted.targets)]
     return *tokens, torch.stack([layer[0] for layer in maps]).cpu()
 
-# %% ../nbs/14_translation.ipynb #33008339
-def sentence_chrf(
-    translations: Sequence[str],
-    references: Sequence[str],  # what people wrote
-) -> list[float]:  # from 0 to 100
-    "chrF of each sentence alone, to find good and bad translations."
-    return [translation_scores([a], [b])["chrF"] for a, b in zip(translations, references)]
-
-
+# %% ../nbs/14_translation.ipynb #5806bfba
 def _example_translations(config: TranslationConfig, model: Transformer, tokenizer: Tokenizer) -> dict:
     "The example pairs with their translations, and the attention map of the best one."
     pairs = [pair if config.pairs.source == "ko" else pair[::-1] for pair in EXAMPLE_PAIRS]
@@ -453,13 +430,13 @@ def translation_record(
     }
     return run_record("translation", chosen, prepared.corpus, history, result, **more)
 
-# %% ../nbs/14_translation.ipynb #eb2f5fcf
+# %% ../nbs/14_translation.ipynb #ac7c3952
 def train_translator(
     config: TranslationConfig,
     folder: str | Path,  # of the run: checkpoints/, then model/ and record.json
 ) -> dict:  # the run record
     "From a config to a trained and scored translator; an interrupted run continues, a finished one is read."
-    _import_sacrebleu()
+    import_sacrebleu()
     check_out(folder)
     prepared = prepare_pairs(config.pairs, config.encoder.max_len)
     identity = {

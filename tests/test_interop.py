@@ -15,7 +15,7 @@ import torch
 
 transformers = pytest.importorskip("transformers", reason="needs the extra interop")
 
-from bertlab import interop
+from bertlab import export, interop
 from bertlab.bpe import train_tokenizer
 from bertlab.core.files import BertlabError
 from bertlab.data.corpora import open_corpus
@@ -43,7 +43,7 @@ def mlm_folder(tokenizer, shape, tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("mlm") / "model"
     save_model(MaskedLM(shape), tokenizer, folder)
-    return interop.export_model(folder, folder.with_name("exported"))
+    return export.export_model(folder, folder.with_name("exported"))
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def classifier_folder(tokenizer, shape, tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("classifier") / "model"
     save_classifier(Classifier(shape, ("no", "yes"), HeadConfig(n_filters=5)).eval(), tokenizer, folder)
-    return interop.export_model(folder, folder.with_name("exported"))
+    return export.export_model(folder, folder.with_name("exported"))
 
 
 ALONE = """
@@ -211,7 +211,7 @@ def test_what_is_not_shaped_like_bert_is_refused_in_one_line(config, message, tm
 def test_an_export_never_overwrites(mlm_folder, tmp_path):
     (tmp_path / "thesis.txt").write_text("three years of work")
     with pytest.raises(BertlabError, match="exists already"):
-        interop.export_model(mlm_folder.with_name("model"), tmp_path)
+        export.export_model(mlm_folder.with_name("model"), tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "three years of work"
 
 
@@ -220,7 +220,7 @@ def test_onnx_gives_the_same_numbers_at_any_length(tokenizer, shape, tmp_path):
     pytest.importorskip("onnxscript")
     torch.manual_seed(0)
     model = Classifier(shape, ("a", "b"), HeadConfig(n_filters=4)).eval()
-    session = onnxruntime.InferenceSession(interop.export_onnx(model, tmp_path / "c.onnx"))
+    session = onnxruntime.InferenceSession(export.export_onnx(model, tmp_path / "c.onnx"))
     for lengths in ([3], [5, 1, 9], [64, 2]):
         ids = [torch.randint(5, shape.vocab_size, (n,)) for n in lengths]
         padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
@@ -232,7 +232,7 @@ def test_onnx_gives_the_same_numbers_at_any_length(tokenizer, shape, tmp_path):
 
 
 def test_the_modelling_file_needs_torch_and_transformers_only():
-    source = interop.modeling_source()
+    source = export.modeling_source()
     roots = {
         line.split()[1].split(".")[0] for line in source.splitlines() if line.startswith(("import ", "from "))
     }

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LANGUAGES', 'EXAMPLE_PAIRS', 'Pairs', 'SplitPairs', 'TrainingSentences', 'write_training_text',
-           'nearest_translations']
+           'nearest_translations', 'import_sacrebleu', 'translation_scores', 'sentence_chrf']
 
 # %% ../../nbs/data/06_parallel.ipynb #16f4f142
 from collections.abc import Iterable, Iterator, Sequence
@@ -122,6 +122,36 @@ def nearest_translations(
     for a in range(0, len(sources), 100):  # so many at a time, to bound the memory
         nearest += np.asarray((queries[a : a + 100] @ known).argmax(1)).ravel().tolist()
     return [known_targets[i] for i in nearest]
+
+# %% ../../nbs/data/06_parallel.ipynb #524df8ac
+def import_sacrebleu():
+    "The library that scores, or an error that says how to install it."
+    try:
+        import sacrebleu
+    except ImportError:
+        hint = "Run: pip install 'bertlab[translate]'"
+        raise BertlabError("sacrebleu is not installed", hint=hint) from None
+    return sacrebleu
+
+
+def translation_scores(
+    translations: Sequence[str],
+    references: Sequence[str],  # what people wrote
+) -> dict[str, float]:  # from 0 to 100
+    "chrF (Popovic, 2015) and BLEU (Papineni et al., 2002), as sacrebleu counts them."
+    sacrebleu = import_sacrebleu()
+    translations, references = list(translations), [list(references)]
+    chrf = sacrebleu.corpus_chrf(translations, references).score
+    bleu = sacrebleu.corpus_bleu(translations, references).score
+    return {"chrF": round(chrf, 2), "BLEU": round(bleu, 2)}
+
+
+def sentence_chrf(
+    translations: Sequence[str],
+    references: Sequence[str],  # what people wrote
+) -> list[float]:  # from 0 to 100
+    "chrF of each sentence alone, to find good and bad translations."
+    return [translation_scores([a], [b])["chrF"] for a, b in zip(translations, references)]
 
 # %% ../../nbs/data/06_parallel.ipynb #65320949
 EXAMPLE_PAIRS = tuple(
