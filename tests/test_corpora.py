@@ -470,6 +470,9 @@ def test_quotation_marks_of_a_tsv_that_is_not_quoted(tmp_path):
         ('close"', "다"),
     ]  # the quotes match by accident
     (tmp_path / "b.tsv").write_text("\n".join("\t".join(row) for row in rows) + "\n", encoding="utf8")
+    assert_error(lambda: list(readers.read_pairs(tmp_path / "b.tsv")), "b.tsv, row 2", "both ways")
+    with open(tmp_path / "b.tsv", "w", encoding="utf8", newline="") as file:
+        csv.writer(file, delimiter="\t", quoting=csv.QUOTE_ALL).writerows(rows)
     assert list(readers.read_pairs(tmp_path / "b.tsv")) == [(ko, en) for en, ko in rows[1:]]
 
 

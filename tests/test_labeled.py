@@ -72,7 +72,11 @@ def test_what_csv_writes_is_read(tmp_path_factory, suffix, delimiter, rows):
     path = tmp_path_factory.mktemp("csv") / f"t{suffix}"
     with open(path, "w", encoding="utf8", newline="") as file:
         csv.writer(file, delimiter=delimiter, lineterminator="\n").writerows([("text", "label"), *rows])
-    frame = read_frame(path)
+    try:
+        frame = read_frame(path)
+    except BertlabError as e:  # lines that are rows of their own by accident: refused, not guessed
+        assert suffix == ".tsv" and "both ways" in str(e)
+        return
     assert list(zip(frame["text"], frame["label"])) == rows
 
 
