@@ -364,9 +364,9 @@ def split_punctuation(
     tokenizer: Tokenizer,  # is not changed
 ) -> Tokenizer:  # with the same vocabulary and merges
     "A tokenizer that takes every punctuation mark for a word of its own, as BERT's does."
-    apart = Tokenizer.from_str(tokenizer.to_str())
+    split = Tokenizer.from_str(tokenizer.to_str())
     start = pre_tokenizers.Metaspace(replacement=WORD_START, prepend_scheme="always", split=True)
-    apart.pre_tokenizer = pre_tokenizers.Sequence(
+    split.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("isolated"), start]
     )
-    return apart
+    return split

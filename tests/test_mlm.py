@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pickle
+import time
 
 import pytest
 import torch
@@ -199,6 +200,14 @@ def test_each_mask_is_one_token(tokenizer):
     assert masked_tokens(tokenizer, "[MASK] the file [MASK]not[MASK]") == [
         "[MASK]", *words, "[MASK]", *inside, "[MASK]"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["the [MASK] " + "ab" * 5_000_000, "a" * 250_000 + "[MASK]"])
+def test_a_word_without_end_is_refused_at_once(tokenizer, text):
+    start = time.monotonic()
+    with pytest.raises(BertlabError, match="a word of more than 1,000 characters"):
+        encode_masked(tokenizer, text, 40)
+    assert time.monotonic() - start < 5
 
 
 @pytest.mark.parametrize(
