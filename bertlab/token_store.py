@@ -11,7 +11,7 @@ __all__ = ['FILES', 'COUNTS', 'STORE_FORMAT', 'PROGRESS', 'CHUNK_CHARS', 'CHECKP
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
@@ -216,10 +216,8 @@ def _save_progress(folder: Path, writers: list[StoreWriter], settings: dict, rea
     "Put the data on the disk, then note how far it goes: in this order, so as never to promise too much."
     for writer in writers:
         writer.flush()
-    write_json(
-        folder / PROGRESS,
-        {"settings": settings, "read": read, "counts": [writer.counts for writer in writers]},
-    )
+    counts = [writer.counts for writer in writers]
+    write_json(folder / PROGRESS, {"settings": settings, "read": read, "counts": counts})
 
 # %% ../nbs/03_token_store.ipynb #f7447934
 def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -234,50 +232,14 @@ def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
     if chunk:
         yield chunk
 
-# %% ../nbs/03_token_store.ipynb #2dbde936
-def _fill(
-    texts: Iterable[str],
-    tokenizer: Tokenizer,
-    folder: Path,
-    writers: list[StoreWriter],
-    split_fn: Callable[[str], int],
-    settings: dict,
-    read: int,
-):
-    "Encode texts, from number `read` on, into the writers; `split_fn(text)` says into which."
-    encoder = WordEncoder(tokenizer)
-    quiet = "TQDM_DISABLE" in os.environ  # which tqdm's notebook bar does not look at by itself
-    with tqdm(desc="token store", unit=" sentences", unit_scale=True, initial=read, disable=quiet) as bar:
-        for number, chunk in enumerate(_chunks(islice(texts, read, None)), 1):
-            ids, lengths = encoder.encode(chunk)
-            cut_words = np.fromiter((cut_long_words(text)[1] for text in chunk), np.int64, len(chunk))
-            split = np.fromiter(map(split_fn, chunk), np.int8, len(chunk))
-            split_of_token = np.repeat(split, lengths)
-            for i, writer in enumerate(writers):
-                mine = split == i
-                append(
-                    writer,
-                    ids[split_of_token == i],
-                    lengths[mine],
-                    settings["max_len"],
-                    int(cut_words[mine].sum()),
-                )
-            read += len(chunk)
-            bar.update(len(chunk))
-            if number % CHECKPOINT_EVERY_CHUNKS == 0:
-                _save_progress(folder, writers, settings, read)
-    _save_progress(folder, writers, settings, read)
-
-# %% ../nbs/03_token_store.ipynb #088dee54
+# %% ../nbs/03_token_store.ipynb #bd2333ac
 def _finish(writer: StoreWriter, settings: dict):
     "Write the manifest: from now on this is a store."
     if not writer.counts["sentences"]:
         raise BertlabError("no sentence to store", writer.folder, hint="Use a corpus with more sentences")
     sums = {name: file_sha256(writer.folder / name) for name in FILES}
-    write_json(
-        writer.folder / "manifest.json",
-        {**settings, **writer.counts, "dtype": writer.dtype.str, "sha256": sums},
-    )
+    manifest = settings | writer.counts | {"dtype": writer.dtype.str, "sha256": sums}
+    write_json(writer.folder / "manifest.json", manifest)
 
 
 def _is_complete(folder: Path, settings: dict) -> bool:
@@ -287,45 +249,61 @@ def _is_complete(folder: Path, settings: dict) -> bool:
     manifest = read_json(folder / "manifest.json")
     return isinstance(manifest, dict) and all(manifest.get(name) == value for name, value in settings.items())
 
-# %% ../nbs/03_token_store.ipynb #e8cf9977
+# %% ../nbs/03_token_store.ipynb #088dee54
+def _append_chunk(writers: list[StoreWriter], encoder: WordEncoder, chunk: list[str], split_fn, max_len: int):
+    "Encode a chunk of texts into the writers; `split_fn(text)` says into which."
+    ids, lengths = encoder.encode(chunk)
+    cut_words = np.fromiter((cut_long_words(text)[1] for text in chunk), np.int64, len(chunk))
+    split = np.fromiter(map(split_fn, chunk), np.int8, len(chunk))
+    split_of_token = np.repeat(split, lengths)
+    for i, writer in enumerate(writers):
+        here = split == i
+        append(writer, ids[split_of_token == i], lengths[here], max_len, int(cut_words[here].sum()))
+
+
 def _write(
-    texts: Iterable[str],
-    tokenizer: Tokenizer,
-    folder: Path,
-    folders: list[Path],
-    split_fn: Callable[[str], int],
-    settings: dict,
+    texts: Iterable[str], tokenizer: Tokenizer, folder: Path, folders: list[Path], split_fn, settings: dict
 ):
     "Write the stores `folders`, in one pass over the texts."
     for part in folders:
         (part / "manifest.json").unlink(missing_ok=True)
     progress, dtype = _load_progress(folder, folders, settings), ids_dtype(settings["vocab_size"])
+    encoder, read = WordEncoder(tokenizer), progress["read"]
+    quiet = "TQDM_DISABLE" in os.environ  # which tqdm's notebook bar does not look at by itself
     with contextlib.ExitStack() as stack:
         writers = [StoreWriter(part, dtype, counts) for part, counts in zip(folders, progress["counts"])]
         for file in chain.from_iterable(writer.files for writer in writers):
             stack.enter_context(file)
-        _fill(texts, tokenizer, folder, writers, split_fn, settings, progress["read"])
+        bar = tqdm(desc="token store", unit=" sentences", unit_scale=True, initial=read, disable=quiet)
+        stack.enter_context(bar)
+        for number, chunk in enumerate(_chunks(islice(texts, read, None)), 1):
+            _append_chunk(writers, encoder, chunk, split_fn, settings["max_len"])
+            read += len(chunk)
+            bar.update(len(chunk))
+            if number % CHECKPOINT_EVERY_CHUNKS == 0:
+                _save_progress(folder, writers, settings, read)
+        _save_progress(folder, writers, settings, read)
     for writer in writers:
         _finish(writer, settings)
     (folder / PROGRESS).unlink()
 
-# %% ../nbs/03_token_store.ipynb #9c9edaa2
+# %% ../nbs/03_token_store.ipynb #e8cf9977
 def _build(
     texts: Iterable[str],
     tokenizer: Tokenizer,
     folder: Path,
     folders: list[Path],
-    split_fn: Callable[[str], int],
+    split_fn,
     max_len: int,
-    meta: dict | None,
+    meta,
 ) -> list[TokenStore]:
     "The stores `folders`: those that are there already, or new ones."
-    settings = {
-        "format": STORE_FORMAT,
-        "tokenizer": tokenizer_fingerprint(tokenizer),
+    settings = {"format": STORE_FORMAT, "tokenizer": tokenizer_fingerprint(tokenizer)}
+    settings |= {
         "vocab_size": tokenizer.get_vocab_size(),
-    }
-    settings |= {"max_len": max_len, "meta": json.loads(json.dumps(meta))}  # as they will be read back
+        "max_len": max_len,
+        "meta": json.loads(json.dumps(meta)),
+    }  # as they will be read back
     try:
         with folder_lock(folder):
             if meta is None:
@@ -351,7 +329,7 @@ def build_store(
     "Build a token store in bounded memory: go on with one that was interrupted, reuse one that is complete."
     return _build(sentences, tokenizer, Path(folder), [Path(folder)], lambda text: 0, max_len, meta)[0]
 
-# %% ../nbs/03_token_store.ipynb #d3a1a094
+# %% ../nbs/03_token_store.ipynb #cd98ab14
 def prepare_stores(
     corpus: Iterable[tuple[str, str]],  # a `Corpus`: texts with a label, and a fingerprint
     tokenizer: Tokenizer,
@@ -362,12 +340,8 @@ def prepare_stores(
 ) -> dict[str, TokenStore]:
     "The stores 'train' and 'valid' of a corpus, built in one pass; `reused` if they were there before."
     names = ["train", "valid"]
-    meta = {
-        "corpus": corpus.name,
-        "fingerprint": corpus.fingerprint,
-        "valid_fraction": valid_fraction,
-        "seed": seed,
-    }
+    meta = {"corpus": corpus.name, "fingerprint": corpus.fingerprint}
+    meta |= {"valid_fraction": valid_fraction, "seed": seed}
     folders = [Path(folder) / name for name in names]
     texts = (text for text, _ in corpus)
 

@@ -30,7 +30,7 @@ from bertlab.core.files import (
     read_json,
     write_json,
 )
-from .core.records import check_out, default_device, run_or_load, run_record
+from .core.records import check_settings, default_device, run_or_load, run_record
 from bertlab.core.saving import (
     find_model_folder,
     load_model_folder,
@@ -437,7 +437,7 @@ def train_translator(
 ) -> dict:  # the run record
     "From a config to a trained and scored translator; an interrupted run continues, a finished one is read."
     import_sacrebleu()
-    check_out(folder)
+    check_settings(folder, asdict(config))
     prepared = prepare_pairs(config.pairs, config.encoder.max_len)
     identity = {
         "corpus": prepared.corpus["fingerprint"],

@@ -19,9 +19,9 @@ from ..data.corpora import open_corpus
 from ..encoder import EncoderConfig
 from ..masking import MaskingConfig
 from ..pretraining import pretrain
+from .trials import ROWS, TRIALS, TrialRun
 from .variants import VariantConfig
 from ..token_store import DataConfig
-from .trials import ROWS, TRIALS, TrialRun
 from ..training import DivergedError, TrainConfig
 
 # %% ../../nbs/study/03_scales.ipynb #4a481b9f
@@ -202,14 +202,20 @@ def small_record(
     data = config["data"] | {"corpus": record["corpus"]["name"]}
     kept = [history[round(i)] for i in _spaced(len(history), max_rows)]
     scores = {k: _rounded(record[k]) for k in ("result", "unigram", "by_language") if k in record}
-    return record | scores | {
-        "row_id": row.id,
-        "scale": scale,
-        "seed": config["train"]["seed"],
-        "flops": float(f"{record['tokens'] * record['flops_per_token']:.3g}"),
-        "config": config | {"data": data},
-        "history": [{k: _rounded(v) for k, v in line.items() if _HISTORY_KEYS.fullmatch(k)} for line in kept],
-    }
+    return (
+        record
+        | scores
+        | {
+            "row_id": row.id,
+            "scale": scale,
+            "seed": config["train"]["seed"],
+            "flops": float(f"{record['tokens'] * record['flops_per_token']:.3g}"),
+            "config": config | {"data": data},
+            "history": [
+                {k: _rounded(v) for k, v in line.items() if _HISTORY_KEYS.fullmatch(k)} for line in kept
+            ],
+        }
+    )
 
 
 def _spaced(n: int, at_most: int) -> list[float]:

@@ -176,8 +176,14 @@ T1 = Trial(
         ),
     ),
     (
-        Claim("English scores higher than Korean", (Metric("T1.1", "en_accuracy"), Metric("T1.1", "ko_accuracy"))),
-        Claim("and is easier by the character, too (ours)", (Metric("T1.1", "ko_bits_per_char"), Metric("T1.1", "en_bits_per_char"))),
+        Claim(
+            "English scores higher than Korean",
+            (Metric("T1.1", "en_accuracy"), Metric("T1.1", "ko_accuracy")),
+        ),
+        Claim(
+            "and is easier by the character, too (ours)",
+            (Metric("T1.1", "ko_bits_per_char"), Metric("T1.1", "en_bits_per_char")),
+        ),
         rank_rows("unshuffled, the training score is a saw-tooth", "within_epoch_range", "T1.1", "T1.2"),
         rank_rows("shuffled, both languages are learnt (ours)", "accuracy", "T1.2", "T1.1"),
     ),
@@ -228,7 +234,13 @@ T3 = Trial(
     (
         rank_rows("a smaller vocabulary scores higher", "accuracy", "T3.1", "T3.2", "T3.3"),
         rank_rows("characters alone score higher still (asked)", "accuracy", "T3.4", "T3.1"),
-        rank_rows("a smaller vocabulary is better by the character, too (ours)", "bits_per_char", "T3.3", "T3.2", "T3.1"),
+        rank_rows(
+            "a smaller vocabulary is better by the character, too (ours)",
+            "bits_per_char",
+            "T3.3",
+            "T3.2",
+            "T3.1",
+        ),
         rank_rows("and characters alone are best of all (ours)", "bits_per_char", "T3.1", "T3.4"),
     ),
 )
@@ -239,7 +251,10 @@ T4 = Trial(
     "AI Hub",
     "2, Trial 4",
     "5e-4 beats 5e-5",
-    (TrialRun("T4.1", "lr 5e-4", _RATE, 0.60, 0.62), TrialRun("T4.2", "lr 5e-5", _RATE | {"lr": 5e-5}, 0.58, 0.60)),
+    (
+        TrialRun("T4.1", "lr 5e-4", _RATE, 0.60, 0.62),
+        TrialRun("T4.2", "lr 5e-5", _RATE | {"lr": 5e-5}, 0.58, 0.60),
+    ),
     (rank_rows("the higher learning rate is better", "accuracy", "T4.1", "T4.2"),),
 )
 
@@ -251,11 +266,18 @@ T5 = Trial(
     "2, Trial 5",
     "regularise when data is small; best of all is more data",
     (
-        TrialRun("T5.1", "1/5 of the data", LARGE_CONFIG | {"train_fraction": 0.2, "epochs": 418, "evals": 1}, 0.91, 0.68),
+        TrialRun(
+            "T5.1",
+            "1/5 of the data",
+            LARGE_CONFIG | {"train_fraction": 0.2, "epochs": 418, "evals": 1},
+            0.91,
+            0.68,
+        ),
         TrialRun(
             "T5.2",
             "1/5 of the data, wd 1e-6, dropout 0.1",
-            LARGE_CONFIG | {"train_fraction": 0.2, "epochs": 207, "evals": 1, "weight_decay": 1e-6, "dropout": 0.1},
+            LARGE_CONFIG
+            | {"train_fraction": 0.2, "epochs": 207, "evals": 1, "weight_decay": 1e-6, "dropout": 0.1},
             0.76,
             0.70,
         ),
@@ -264,7 +286,9 @@ T5 = Trial(
     (
         rank_rows("on little data, regularisation helps", "accuracy", "T5.2", "T5.1"),
         rank_rows("more data helps more", "accuracy", "T5.3", "T5.2"),
-        rank_rows("the gap from train to valid closes in that order", "generalization_gap", "T5.1", "T5.2", "T5.3"),
+        rank_rows(
+            "the gap from train to valid closes in that order", "generalization_gap", "T5.1", "T5.2", "T5.3"
+        ),
         Claim("on little data the validation loss turns up", (Metric("T5.1", "overfit_loss"), 0.0)),
     ),
 )
@@ -322,7 +346,12 @@ LOG = Trial(
         TrialRun("L.1", "static masks", SWISH_CONFIG | {"epochs": 28, "strategy": "static"}),
         TrialRun("L.2", "an output layer", SWISH_CONFIG | {"epochs": 28, "model": "untied"}),
         TrialRun("L.3", "torch's encoder", SWISH_CONFIG | {"epochs": 28, "model": "torch"}),
-        TrialRun("L.4", "10 masks in turn", SWISH_CONFIG | {"epochs": 28, "strategy": "repeated"}, is_extension=True),
+        TrialRun(
+            "L.4",
+            "10 masks in turn",
+            SWISH_CONFIG | {"epochs": 28, "strategy": "repeated"},
+            is_extension=True,
+        ),
     ),
     (
         rank_rows("dynamic masks beat static ones", "accuracy", "T6.2", "L.1"),
@@ -349,7 +378,9 @@ PILE = Trial(
     (
         TrialRun("P.1", "d 1024", _PILE, 0.51, 0.48),
         TrialRun("P.2", "d 1536", _PILE | {"d_model": 1536, "heads": 12, "lr": 1e-4}, 0.51, 0.48),
-        TrialRun("P.3", "d 1024, 30k merges, the full run", _PILE | {"merges": 30_000, "epochs": 28}, 0.55, 0.54),
+        TrialRun(
+            "P.3", "d 1024, 30k merges, the full run", _PILE | {"merges": 30_000, "epochs": 28}, 0.55, 0.54
+        ),
         TrialRun(
             "P.4",
             "the search",
@@ -378,8 +409,15 @@ TUNING = Trial(
             FINETUNE_GRID,
             reported_finding="valid 0.78-0.81 nearly everywhere; train 0.95+ within 15 epochs; valid loss rises",
         ),
-        TrialRun("FT.2", "8 x 6: weight decay", _EIGHT | {"weight_decay": [1e-3, 1e-4]}, reported_finding="no clear gain"),
-        TrialRun("FT.3", "8 x 3: weight decay", _EIGHT | {"weight_decay": [1e-2]}, reported_finding="no clear gain"),
+        TrialRun(
+            "FT.2",
+            "8 x 6: weight decay",
+            _EIGHT | {"weight_decay": [1e-3, 1e-4]},
+            reported_finding="no clear gain",
+        ),
+        TrialRun(
+            "FT.3", "8 x 3: weight decay", _EIGHT | {"weight_decay": [1e-2]}, reported_finding="no clear gain"
+        ),
         TrialRun(
             "FT.4",
             "8 x 6: weight decay",

@@ -171,6 +171,4 @@ class VariantConfig(PretrainConfig):
         if isinstance(model, UntiedLM):
             save_model_folder(folder, "untied-mlm", asdict(model.config), model, tokenizer, extra)
         else:
-            save_model(
-                to_masked_lm(model) if isinstance(model, TorchLM) else model, tokenizer, folder, extra
-            )
+            save_model(to_masked_lm(model) if isinstance(model, TorchLM) else model, tokenizer, folder, extra)
