@@ -24,7 +24,7 @@ from bertlab.core.distributed import (
     wrap_ddp,
 )
 from .core.files import BertlabError, read_json, write_json
-from .core.records import check_out, default_device, list_checkpoints, run_or_load, run_record
+from .core.records import check_settings, default_device, list_checkpoints, run_or_load, run_record
 from .core.saving import tokenizer_fingerprint
 from .data.corpora import open_corpus
 from .encoder import EncoderConfig, count_parameters, train_flops_per_token
@@ -197,7 +197,7 @@ def pretrain(
         return _train(config, folder)
 
     if get_rank() == 0:
-        check_out(folder)
+        check_settings(folder, _settings(config))
         return broadcast_object(run_or_load(folder, _settings(config), work, _identity(config)))
     record = broadcast_object(None)
     if record is None:

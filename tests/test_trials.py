@@ -9,12 +9,19 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from joblib import parallel_config
 
+from bertlab import pretraining, training
 from bertlab.cli import main
 from bertlab.core.files import BertlabError, write_json
+from bertlab.data.corpora import open_corpus
+from bertlab.encoder import EncoderConfig
+from bertlab.pretraining import PretrainConfig, pretrain
 from bertlab.study import claims, scales, trials
+from bertlab.token_store import DataConfig
+from bertlab.training import TrainConfig
 
 ENV = os.environ | {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
 BERTLAB = str(Path(sys.executable).parent / "bertlab")
@@ -58,7 +65,7 @@ def made_up(row_id, accuracy, seed=0):
     scores = {"accuracy": accuracy, "loss": 2.0, "bits_per_char": 1.0}
     return {
         "kind": "pretraining",
-        "trial": row_id,
+        "row_id": row_id,
         "scale": "mini",
         "seed": seed,
         "result": scores,
@@ -82,7 +89,7 @@ def test_the_command_lists_every_row(tmp_path):
         (["run", "T5", "--all"], "say --all"),
         (["run", "T99"], "no row 'T99'"),
         (["run", "FT.1"], "a search"),
-        (["run", "T4", "--scale", "huge"], "Choose one of mini, sample, full, study"),
+        (["run", "T4", "--scale", "huge"], "Choose one of mini, full, study"),
         (["run", "T4", "--scale", "full"], "--corpus"),
         (["run", "T4", "--scale", "full", "--corpus", "no/such"], "no such file"),
         (["run", "T4", "--jobs", "0"], "jobs 0"),
@@ -96,7 +103,7 @@ def test_mistakes_cost_one_line(words, says, tmp_path, capsys):
 
 def test_run_twice_and_only_what_is_missing(tiny, capsys):
     first = scales.run_trials(["T4.2", "T6"], "tiny")
-    assert [r["trial"] for r in first] == ["T4.2", "T6.1", "T6.2"]
+    assert [r["row_id"] for r in first] == ["T4.2", "T6.1", "T6.2"]
     (tiny / "trial_tiny_T6.1.json").unlink()
     capsys.readouterr()
     again = scales.run_trials(["T4", "T6"], "tiny")
@@ -108,7 +115,7 @@ def test_run_twice_and_only_what_is_missing(tiny, capsys):
 
 def test_two_at_a_time(tiny):
     with parallel_config(backend="threading"):  # processes of their own would not know the scale of this test
-        assert [r["trial"] for r in scales.run_trials(["T4", "T6.1"], "tiny", jobs=2)] == [
+        assert [r["row_id"] for r in scales.run_trials(["T4", "T6.1"], "tiny", jobs=2)] == [
             "T4.1",
             "T4.2",
             "T6.1",
@@ -127,13 +134,13 @@ def test_a_seed_has_a_record_of_its_own(tiny):
         "trial_tiny_T4.1.json",
         "trial_tiny_T4.1_seed1.json",
     ]
-    assert claims.spread([a, b], "accuracy") is not None
+    assert len(claims.metric_values(trials.Metric("T4.1", "accuracy"), [a, b])) == 2
 
 
 def test_a_record_knows_what_it_cost_and_where_it_does_not_matter(tiny):
     r = scales.run_trial("T4.1", "tiny")
     assert r["flops"] == pytest.approx(r["tokens"] * r["flops_per_token"], rel=1e-2)
-    assert r["parameters"] > 0 and r["settings"]
+    assert r["parameters"] > 0 and r["config_fingerprint"]
     assert str(tiny.parent) not in json.dumps(r)
 
 
@@ -195,23 +202,156 @@ def test_a_run_that_diverges_does_not_stop_the_others(tiny, monkeypatch, capsys)
         return real(config, folder)
 
     monkeypatch.setattr(scales, "pretrain", pretrain)
-    assert [r["trial"] for r in scales.run_trials(["T4"], "tiny")] == ["T4.2"]
+    assert [r["row_id"] for r in scales.run_trials(["T4"], "tiny")] == ["T4.2"]
     assert "T4.1  seed 0  diverged: the loss" in capsys.readouterr().out
 
 
-def test_verdicts_need_more_than_luck():
-    rule = "T4.1 accuracy > T4.2 accuracy"
-    runs = lambda a, b, noise: [
-        made_up("T4.1", a - noise),
-        made_up("T4.1", a + noise, 1),
-        made_up("T4.2", b - noise),
-        made_up("T4.2", b + noise, 1),
-    ]
-    assert claims.verdict(rule, runs(0.62, 0.60, 0.001))["verdict"] == "reproduced"
-    assert claims.verdict(rule, runs(0.60, 0.62, 0.001))["verdict"] == "not reproduced"
-    assert claims.verdict(rule, runs(0.62, 0.60, 0.02))["verdict"].startswith("undecided")
-    chain = "T2.3 accuracy > T2.2 accuracy > T2.1 accuracy"
-    ordered = [made_up(f"T2.{i}", a, s) for i, a in ((1, 0.1), (2, 0.2), (3, 0.15)) for s in (0, 1)]
-    assert (
-        claims.verdict(chain, ordered)["verdict"] == "not reproduced"
-    )  # one link of the chain points the other way
+def test_a_verdict_depends_on_the_scatter_of_the_rows_compared():
+    claim = trials.rank_rows("", "accuracy", "T4.1", "T4.2")
+
+    def runs(a, b, noise):
+        means = {"T4.1": a, "T4.2": b}
+        return [made_up(row, m + d * noise, i) for row, m in means.items() for i, d in enumerate((-1, 0, 1))]
+
+    assert claims.test_claim(claim, runs(0.62, 0.60, 0.001)).verdict == "reproduced"
+    assert claims.test_claim(claim, runs(0.60, 0.62, 0.001)).verdict == "not reproduced"
+    (undecided,) = claims.test_claim(claim, runs(0.62, 0.60, 0.02)).comparisons
+    assert undecided.verdict == "undecided" and "seeds per row would decide" in undecided.reason
+    assert undecided.low < 0 < undecided.high and undecided.effect == pytest.approx(2.0)
+    noisy = [made_up("T5.1", a, i) for i, a in enumerate((0.1, 0.5, 0.9))]  # another row changes nothing
+    assert claims.test_claim(claim, runs(0.62, 0.60, 0.001) + noisy).verdict == "reproduced"
+
+
+def test_of_a_chain_each_comparison_is_judged():
+    chain = trials.rank_rows("", "accuracy", "T2.3", "T2.2", "T2.1")
+    means = {"T2.1": 0.1, "T2.2": 0.2, "T2.3": 0.15}
+    ordered = [made_up(row, m + 0.001 * s, s) for row, m in means.items() for s in (0, 1, 2)]
+    result = claims.test_claim(chain, ordered)
+    assert [c.verdict for c in result.comparisons] == ["not reproduced", "reproduced"]
+    assert result.verdict == "not reproduced" and len(claims.claims_table([result])) == 2
+
+
+# ---------------------------------------------------------------- a run is what decides its outcome
+
+
+def tiny_config(path, epochs=2):
+    return PretrainConfig(
+        DataConfig(str(path), merges=30),
+        EncoderConfig(d_model=16, heads=2, d_ff=32, layers=1),
+        train=TrainConfig(epochs=epochs, batch_size=8),
+    )
+
+
+def write_lines(path, n=60, word="red"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(f"the {word} cat {i} sat on mat {i * 7}" for i in range(n)), encoding="utf8")
+    return path
+
+
+def stop_after(monkeypatch, steps):
+    "Make the training end with Ctrl-C after so many steps."
+    real, count = training._train_step, iter(range(steps))
+
+    def step(*args):
+        real(*args)
+        if next(count, None) is None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(training, "_train_step", step)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_an_edited_corpus_is_another_run(finished, tmp_path, monkeypatch):
+    monkeypatch.setenv("BERTLAB_CACHE", str(tmp_path / "cache"))
+    config = tiny_config(write_lines(tmp_path / "text.txt"))
+    if finished:
+        pretrain(config, tmp_path / "run")
+    else:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            stop_after(patch, 3)
+            pretrain(config, tmp_path / "run")
+    before = open_corpus(config.data.corpus).fingerprint
+    write_lines(tmp_path / "text.txt", word="raw")  # of the same size
+    now = open_corpus(config.data.corpus).fingerprint
+    with pytest.raises(BertlabError, match="holds a run on another corpus") as error:
+        pretrain(config, tmp_path / "run")
+    assert before in str(error.value) and now in str(error.value)
+
+
+def test_a_corpus_may_be_moved(tmp_path, monkeypatch):
+    monkeypatch.setenv("BERTLAB_CACHE", str(tmp_path / "cache"))
+    record = pretrain(tiny_config(write_lines(tmp_path / "a" / "text.txt")), tmp_path / "run")
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert pretrain(tiny_config(tmp_path / "b" / "text.txt"), tmp_path / "run") == record
+
+
+def test_a_swapped_tokenizer_is_another_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("BERTLAB_CACHE", str(tmp_path / "cache"))
+    config = tiny_config(write_lines(tmp_path / "text.txt"))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(patch, 3)
+        pretrain(config, tmp_path / "run")
+    monkeypatch.setattr(pretraining, "tokenizer_fingerprint", lambda tokenizer: "another")
+    with pytest.raises(BertlabError, match="another tokenizer"):
+        pretrain(config, tmp_path / "run")
+
+
+def test_a_finished_run_is_trained_longer_on_purpose(tmp_path, monkeypatch):
+    monkeypatch.setenv("BERTLAB_CACHE", str(tmp_path / "cache"))
+    path = write_lines(tmp_path / "text.txt")
+    pretrain(tiny_config(path), tmp_path / "run")
+    longer = pretrain(tiny_config(path, epochs=4), tmp_path / "run")
+    assert longer["history"][-1]["epoch"] == 4
+    assert longer["result"] == pretrain(tiny_config(path, epochs=4), tmp_path / "whole")["result"]
+
+
+def test_trials_on_two_corpora_of_one_name_are_two(tiny, tmp_path):
+    paths = [write_lines(tmp_path / folder / "text.txt", 400, folder) for folder in ("red", "raw")]
+    first = scales.run_trial("T4.1", "tiny", str(paths[0]))
+    with pytest.raises(BertlabError, match="on another corpus"):
+        scales.run_trial("T4.1", "tiny", str(paths[1]))
+    (tmp_path / "red").rename(tmp_path / "moved")
+    assert scales.run_trial("T4.1", "tiny", str(tmp_path / "moved" / "text.txt")) == first
+
+
+def test_a_model_is_saved_before_its_baseline_is_computed(tmp_path, monkeypatch):
+    monkeypatch.setenv("BERTLAB_CACHE", str(tmp_path / "cache"))
+    config = tiny_config(write_lines(tmp_path / "text.txt"))
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(pretraining, "unigram_scores", lambda task: (_ for _ in ()).throw(RuntimeError()))
+        pretrain(config, tmp_path / "run")
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+    assert pretrain(config, tmp_path / "run")["unigram"]["loss"] > 0
+
+
+def test_a_record_notes_what_was_cut_and_a_model_that_learnt_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("BERTLAB_CACHE", str(tmp_path / "cache"))
+    config = tiny_config(write_lines(tmp_path / "text.txt"))
+    config = replace(
+        config, encoder=replace(config.encoder, max_len=5), train=TrainConfig(lr=1e-9, batch_size=8)
+    )
+    cut, worse = pretrain(config, tmp_path / "run")["notes"]
+    assert "tokens" in cut and "beyond 5 tokens" in cut
+    assert "worse than token frequencies" in worse
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, (130,)), (signal.SIGTERM, (130, 143))])
+def test_stopped_trials_leave_no_process_and_no_record(number, code, tmp_path):
+    env = ENV | {"BERTLAB_CACHE": str(tmp_path / "cache"), "BERTLAB_RECORDS": str(tmp_path / "records")}
+    text = write_lines(tmp_path / "text.txt", 20_000)
+    words = [BERTLAB, "trials", "run", "T4", "--scale", "mini", "--jobs", "2", "--corpus", str(text)]
+    command = subprocess.Popen(
+        words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+    deadline, runs = time.time() + 90, tmp_path / "cache" / "trials"
+    while (
+        len(list(runs.glob("*/checkpoints/step-*"))) < 2 and time.time() < deadline and command.poll() is None
+    ):
+        time.sleep(0.1)
+    children = psutil.Process(command.pid).children(recursive=True)
+    assert children, command.stderr.read() if command.poll() is not None else "no children"
+    command.send_signal(number)
+    assert command.wait(timeout=60) in code, command.stderr.read()
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
+    assert not list((tmp_path / "records").glob("*.json"))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RUN_FORMAT', 'flatten_config', 'describe_differences', 'records_dir', 'list_checkpoints', 'check_out', 'find_record',
-           'open_run', 'run_or_load', 'default_device', 'device_name', 'versions', 'Provenance', 'RunRecord',
-           'provenance', 'run_record']
+           'check_settings', 'open_run', 'run_or_load', 'default_device', 'device_name', 'versions', 'Provenance',
+           'RunRecord', 'provenance', 'run_record']
 
 # %% ../../nbs/core/03_records.ipynb #3c9d5e22
 import json
@@ -103,7 +103,9 @@ def check_out(
     out = Path(out).expanduser()
     real, hint = Path(os.path.realpath(out)), "Choose a new folder"
     existing = next(path for path in (real, *real.parents) if path.exists())
-    if real == Path(real.anchor) or not existing.is_dir():
+    if not existing.is_dir():
+        raise BertlabError("is a file, where a folder is needed", existing, hint="Choose another path")
+    if real == Path(real.anchor):
         raise BertlabError("is not a folder that a run can live in", out, hint=hint)
     for source in inputs:
         path = Path(os.path.realpath(Path(source).expanduser()))
@@ -174,6 +176,17 @@ def find_record(
     except BertlabError:
         return None
     return _read_record(folder) if same else None
+
+
+def check_settings(
+    folder: str | Path,  # where the run lives, or is to live
+    config: dict,  # all settings, JSON-able
+):
+    "Refuse a folder with something else or a run of other settings, before fingerprints cost time."
+    folder = check_out(folder)
+    if (folder / "record.json").exists() or list_checkpoints(folder):
+        known = _read_run(folder)
+        _compare_run(folder, _describe_run(config, known["identity"]), known)
 
 
 def open_run(

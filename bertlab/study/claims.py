@@ -226,13 +226,19 @@ def plot_claims(
     for result in results:
         for c in result.comparisons:
             if c.effect is not None:
-                label = result.claim.label if len(result.comparisons) == 1 else f"{result.claim.label}: {c.greater}"
+                label = result.claim.label
+                if len(result.comparisons) > 1:
+                    label = f"{label}: {c.greater.row_id}"
                 panels.setdefault(c.unit, []).append((label, c))
     if not panels:
         return None
     heights = [len(panel) for panel in panels.values()]
     fig, axes = plt.subplots(
-        len(panels), 1, figsize=(8.4, 0.27 * sum(heights) + 0.9 * len(panels)), height_ratios=heights, squeeze=False
+        len(panels),
+        1,
+        figsize=(8.4, 0.27 * sum(heights) + 0.9 * len(panels)),
+        height_ratios=heights,
+        squeeze=False,
     )
     for ax, (unit, panel) in zip(axes[:, 0], panels.items(), strict=True):
         for y, (_, c) in enumerate(panel):
@@ -242,10 +248,18 @@ def plot_claims(
             ax.scatter([c.effect], [y], s=30, color=color, zorder=2)
         reach = 1.6 * max(abs(c.effect) for _, c in panel) + 1e-9  # wide intervals are cut at the edge
         ax.axvline(0, color="#777777", lw=0.8)
-        ax.set(yticks=range(len(panel)), yticklabels=[label for label, _ in panel], xlabel=unit, xlim=(-reach, reach))
+        ax.set(
+            yticks=range(len(panel)),
+            yticklabels=[label for label, _ in panel],
+            xlabel=unit,
+            xlim=(-reach, reach),
+        )
         ax.tick_params(axis="y", labelsize=8)
         ax.invert_yaxis()
-    marks = [plt.Line2D([], [], color=color, marker="o", label=verdict) for verdict, color in VERDICT_COLORS.items()]
+    marks = [
+        plt.Line2D([], [], color=color, marker="o", label=verdict)
+        for verdict, color in VERDICT_COLORS.items()
+    ]
     fig.legend(handles=marks, loc="outside lower center", ncols=3)
     return fig
 
@@ -281,14 +295,14 @@ def plot_trial(
     lr: bool = False,  # a fifth panel with the learning rate
 ) -> Figure | None:  # None without records
     "The study's four panels over all seeds, with its own final accuracies as marks at the right edge."
-    runs = {row: [r for r in records if r["row_id"] == row.id] for row in TRIALS[trial_id].rows if row.is_runnable}
-    runs = {row.id: (row, ran) for row, ran in ((row, runs[row]) for row in runs) if ran} if runs else {}
+    runs = [(row, [r for r in records if r["row_id"] == row.id]) for row in TRIALS[trial_id].rows]
+    runs = [(row, ran) for row, ran in runs if ran]
     if not runs:
         return None
     panels = ["train_accuracy", "valid_accuracy", "train_loss", "valid_loss"] + (["lr"] if lr else [])
     fig, axes = plt.subplots(1, len(panels), figsize=(2.9 * len(panels), 2.9))
     for ax, panel in zip(axes, panels, strict=True):
-        for number, (row, ran) in enumerate(runs.values()):
+        for number, (row, ran) in enumerate(runs):
             _draw_runs(ax, ran, panel, row_label(row), f"C{number}")
             study = {"train_accuracy": row.train, "valid_accuracy": row.valid}.get(panel)
             if study is not None:

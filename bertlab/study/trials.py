@@ -385,7 +385,7 @@ PILE = Trial(
             "P.4",
             "the search",
             PILE_SEARCH_SPACE,
-            reported_finding="200 tries, 22 trained: most 0.43-0.48 on validation, 0.37 at lr 1e-5, NaN from 3e-4",
+            reported_finding="200 runs, 22 trained: valid 0.43-0.48 mostly, 0.37 at lr 1e-5, NaN from 3e-4",
         ),
     ),
     (
@@ -407,7 +407,7 @@ TUNING = Trial(
             "FT.1",
             "72 settings",
             FINETUNE_GRID,
-            reported_finding="valid 0.78-0.81 nearly everywhere; train 0.95+ within 15 epochs; valid loss rises",
+            reported_finding="valid 0.78-0.81 nearly everywhere; train 0.95+ in 15 epochs; valid loss rises",
         ),
         TrialRun(
             "FT.2",
