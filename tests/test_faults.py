@@ -25,18 +25,19 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bertlab import cli, pretraining
-from bertlab.core.saving import save_tokenizer
 from bertlab.bpe import train_tokenizer
 from bertlab.core import files
 from bertlab.core.files import BertlabError, atomic_path, read_json, write_checksums, write_json
 from bertlab.core.plotting import save_figure
 from bertlab.core.records import list_checkpoints
 from bertlab.core.reporting import read_records
+from bertlab.core.saving import save_tokenizer
 from bertlab.encoder import Encoder, EncoderConfig
 from bertlab.evaluation import write_submission
 from bertlab.finetuning import Classifier, FeatureCache, save_classifier
 from bertlab.mlm import MaskedLM, save_model
 from bertlab.packing import Layout
+from bertlab.text_cnn import HeadConfig
 from bertlab.token_store import in_memory_store
 from bertlab.training import (
     DivergedError,
@@ -65,7 +66,7 @@ TINY = [
     "32",
     "--layers",
     "1",
-    "--valid-sentences",
+    "--eval-sentences",
     "20",
     "--batch-size",
     "8",
@@ -94,7 +95,7 @@ def world(tmp_path_factory):
     tokenizer = train_tokenizer(TEXTS, 20)
     shape = EncoderConfig(tokenizer.get_vocab_size(), d_model=16, heads=2, d_ff=32, layers=1, max_len=40)
     save_model(MaskedLM(shape), tokenizer, here / "model")
-    save_classifier(Classifier(shape, ["no", "yes"], n_filters=4), tokenizer, here / "classifier")
+    save_classifier(Classifier(shape, ["no", "yes"], HeadConfig(n_filters=4)), tokenizer, here / "classifier")
     for name, change in MODELS.items():
         kind = "classifier" if name.startswith("c-") else "model"
         shutil.copytree(here / kind, here / name)
@@ -193,7 +194,10 @@ MODELS = {  # folder -> how it differs from a good one; those that begin with c-
 RUNS = {  # folder -> what stands in it
     "r-config": lambda f: ((f / "config.json").write_text("[]"), (f / "record.json").write_text("{}")),
     "r-cut": lambda f: ((f / "config.json").write_text('{"lr": '), (f / "record.json").write_text("{}")),
-    "r-other": lambda f: ((f / "config.json").write_text('{"lr": 1}'), (f / "record.json").write_text("{}")),
+    "r-other": lambda f: (
+        write_json(f / "config.json", {"format": 1, "config": {"lr": 1}, "identity": {}}),
+        write_json(f / "record.json", {}),
+    ),
     "records": lambda f: (f / "a.json").write_text("[1]"),
     "records2": lambda f: (f / "a.json").write_text('{"kind": "x"}'),
 }
@@ -209,7 +213,7 @@ def bertlab(world, capsys, *words):
 
 
 PRETRAIN = ["pretrain", "--out", "@run", *TINY]
-FINETUNE = ["finetune", "--model", "@model", "--out", "@tuned", "--n_filters", "4", "--epochs", "1"]
+FINETUNE = ["finetune", "--model", "@model", "--out", "@tuned", "--n-filters", "4", "--epochs", "1"]
 COMMANDS = [  # the words after bertlab; what the one line must say
     # corpora
     (["data", "@nowhere.txt"], ["nowhere.txt", "no such file or folder", "Check the path"]),
@@ -252,7 +256,7 @@ COMMANDS = [  # the words after bertlab; what the one line must say
     ([*PRETRAIN, "--corpus", "@good.txt", "--merges", "-1"], ["merges -1", "0 or more"]),
     ([*PRETRAIN, "--corpus", "@good.txt", "--valid", "1.5"], ["valid is 1.5", "between 0 and 1"]),
     ([*PRETRAIN, "--corpus", "@good.txt", "--valid", "nan"], ["valid is nan"]),
-    ([*PRETRAIN, "--corpus", "@good.txt", "--valid-sentences", "0"], ["eval_sentences 0"]),
+    ([*PRETRAIN, "--corpus", "@good.txt", "--eval-sentences", "0"], ["eval_sentences 0"]),
     ([*PRETRAIN, "--corpus", "@good.txt", "--part", "0"], ["part is 0", "above 0"]),
     ([*PRETRAIN, "--corpus", "@good.txt", "--lr", "nan"], ["lr is nan"]),
     ([*PRETRAIN, "--corpus", "@good.txt", "--lr", "inf"], ["lr is inf", "finite"]),
@@ -299,7 +303,7 @@ COMMANDS = [  # the words after bertlab; what the one line must say
         ["argument --kernel_sizes", "whole_numbers"],
     ),
     ([*FINETUNE, "--data", "@good.csv", "--kernel_sizes", "0"], ["widths of 1 or more"]),
-    ([*FINETUNE, "--data", "@good.csv", "--n_filters", "0"], ["at least one filter"]),
+    ([*FINETUNE, "--data", "@good.csv", "--n-filters", "0"], ["at least one filter"]),
     (
         [*FINETUNE, "--data", "@good.csv", "--model", "@classifier"],
         ["config.json", "of type 'classifier', not 'mlm'"],
@@ -685,7 +689,7 @@ def features(folder):
     tokenizer = train_tokenizer(TEXTS, 20)
     torch.manual_seed(0)
     encoder = Encoder(EncoderConfig(tokenizer.get_vocab_size(), d_model=16, heads=2, d_ff=32, layers=1))
-    FeatureCache(folder).get(encoder, in_memory_store(TEXTS, tokenizer), 1)
+    return FeatureCache(folder).get(encoder, in_memory_store(TEXTS, tokenizer), 1)
 
 
 def model(folder):
@@ -751,16 +755,19 @@ def test_a_full_disk_stops_a_run_that_then_goes_on(tmp_path, whole):
             fit(full, CONFIG, tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [p.name for p in list_checkpoints(tmp_path)]
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [
+        p.name for p in list_checkpoints(tmp_path)
+    ]
     assert steps(fit(Line(), CONFIG, tmp_path)) == steps(whole[0])
 
 
-def test_features_that_were_damaged_are_named(tmp_path):
-    features(tmp_path)
+def test_features_that_were_damaged_are_set_aside_and_encoded_again(tmp_path):
+    expected = features(tmp_path)
     path = next(tmp_path.glob("*.safetensors"))
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(BertlabError, match="cannot be read.*Delete it; it is made again"):
-        features(tmp_path)
+    again = features(tmp_path)
+    assert torch.equal(again.values, expected.values)
+    assert path.with_name(path.name + ".damaged").is_file()
 
 
 def test_neighbours_that_come_and_go_stop_no_write(tmp_path):
