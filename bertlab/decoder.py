@@ -49,9 +49,9 @@ class DecoderLayer(EncoderLayer):
     def forward(
         self,
         x: Tensor,  # [t, d]
-        layout: Layout,  # where the sentences lie
-        memory: Tensor | None = None,  # what the encoder made of the source sentences [u, d]
-        memory_layout: Layout | None = None,  # where those lie
+        layout: Layout,  # of the sentences
+        memory: Tensor | None = None,  # the encoder's output for the source sentences [u, d]
+        memory_layout: Layout | None = None,  # of the source
     ) -> Tensor:  # [t, d]
         "All tokens at once, as in training."
         cross = None
@@ -122,9 +122,9 @@ class Decoder(Encoder):
     def forward(
         self,
         ids: Tensor,  # int64 [t] token ids; or float [t, d], embedded already
-        layout: Layout,  # where the sentences lie
-        memory: Tensor | None = None,  # what the encoder made of the source sentences [u, d]
-        memory_layout: Layout | None = None,  # where those lie
+        layout: Layout,  # of the sentences
+        memory: Tensor | None = None,  # the encoder's output for the source sentences [u, d]
+        memory_layout: Layout | None = None,  # of the source
     ) -> Tensor:  # [t, d]
         "Hidden states of all tokens, as in training."
         x = ids if ids.is_floating_point() else self.embed(ids, layout)
@@ -174,7 +174,7 @@ def shift_right(
     ids: Tensor,  # int64 [t]
     layout: Layout,  # of s sentences
 ) -> TargetBatch:
-    "Inputs and targets for all places of all sentences at once."
+    "Inputs and targets for all positions of all sentences at once."
     s, at = len(layout), torch.arange(len(ids), device=ids.device) + layout.segment_ids
     offsets = layout.offsets + torch.arange(s + 1, device=ids.device)
     inputs = ids.new_full((len(ids) + s,), CLS_ID).index_copy(0, at + 1, ids)
@@ -239,8 +239,7 @@ class Transformer(nn.Module):
     def step(self, ids: Tensor, cache: KVCache) -> Tensor:  # int64 [r] -> [r, v]
         "Scores of the token after the newest one of each row."
         x = self.encoder.embed(ids, cache.query_layout, cache.position_ids)
-        hidden = self.decoder.step(x, cache)
-        return F.linear(hidden, self.encoder.embedding.weight)
+        return F.linear(self.decoder.step(x, cache), self.encoder.embedding.weight)
 
 # %% ../nbs/13_decoder.ipynb #d99db527
 SUPPRESSED_IDS = (PAD_ID, UNK_ID, CLS_ID, MASK_ID)
@@ -333,8 +332,7 @@ class _Beams:
         live = torch.full((s, num_beams), -torch.inf, device=device)
         live[:, 0] = 0.0
         tokens = max_new_tokens.new_full((s, num_beams, n), SEP_ID)
-        best = torch.full((s,), -torch.inf, device=device)
-        return cls(live, tokens, best, tokens[:, 0].clone(), max_new_tokens)
+        return cls(live, tokens, live.new_full((s,), -torch.inf), tokens[:, 0].clone(), max_new_tokens)
 
     def select(self, sentences: Tensor):
         "Keep some of the sentences."

@@ -147,8 +147,8 @@ class PreparedPairs:
     def known(self, limit: int) -> tuple[list[str], list[str]]:
         "Source and target sentences of some training pairs, as text."
         sentences = 2 * self.train.pairs[epoch_order(len(self.train), 0, 0)[:limit]]
-        text = lambda rows: self.tokenizer.decode_batch([ids.tolist() for ids in self.train.ids_of(rows)])
-        return text(sentences), text(sentences + 1)
+        sides = (self.train.ids_of(sentences), self.train.ids_of(sentences + 1))
+        return tuple(self.tokenizer.decode_batch([ids.tolist() for ids in side]) for side in sides)
 
 # %% ../nbs/14_translation.ipynb #135fa4fc
 def _tokenizer_path(folder: str | Path) -> Path:
@@ -171,10 +171,11 @@ def _build_parts(split: SplitPairs, tokenizer: Tokenizer, folder: Path, max_len:
     if not hasattr(split, "held_out_pairs"):  # that store was there already, so that nothing has been read
         for _ in split.train():
             pass
-    short = lambda pair: all(
-        len(side.ids) < max_len for side in tokenizer.encode_batch(list(pair))
-    )  # as in a pair store
-    held_out = {part: list(filter(short, found)) for part, found in split.held_out().items()}
+
+    def fits(pair) -> bool:  # the same rule as in a pair store
+        return all(len(side.ids) < max_len for side in tokenizer.encode_batch(list(pair)))
+
+    held_out = {part: list(filter(fits, found)) for part, found in split.held_out().items()}
     if not all(held_out.values()):
         raise BertlabError(
             "no pair is left for validation or test",
@@ -204,15 +205,9 @@ def prepare_pairs(
         stores = (TokenStore.open(folder / part, tokenizer) for part in ("train", "valid"))
         train, valid = (PairStore(store, max_len) for store in stores)
         test = read_json(folder / "test.json")
-    counts = {"train_pairs": len(train), "valid_pairs": len(valid), "test_pairs": len(test)}
-    corpus = {
-        "name": pairs.name,
-        "fingerprint": pairs.fingerprint,
-        "source": config.source,
-        "fraction": config.fraction,
-        **counts,
-        "too_long": len(train.store) // 2 - len(train),
-    }
+    corpus = {"name": pairs.name, "fingerprint": pairs.fingerprint, "source": config.source}
+    corpus |= {"fraction": config.fraction, "train_pairs": len(train), "valid_pairs": len(valid)}
+    corpus |= {"test_pairs": len(test), "too_long": len(train.store) // 2 - len(train)}
     return PreparedPairs(tokenizer, train, valid, test, corpus, reused)
 
 # %% ../nbs/14_translation.ipynb #5f4baa90
@@ -241,9 +236,7 @@ class TranslationConfig:
             if getattr(self, name) < 1:
                 raise BertlabError(f"{name} is {getattr(self, name)}", hint="Give a whole number from 1")
         if self.encoder.max_len < 2:
-            raise BertlabError(
-                f"max_len is {self.encoder.max_len}", hint="Allow sentences of 2 tokens or more"
-            )
+            raise BertlabError(f"max_len is {self.encoder.max_len}", hint="Allow 2 tokens or more")
         if self.pretrained:
             object.__setattr__(self, "pairs", replace(self.pairs, tokenizer=self.pretrained))
 
@@ -377,9 +370,7 @@ def attention_map(
     tokenizer: Tokenizer,
     source: str,
     target: str,  # a translation of it, by the model or by a person
-) -> tuple[
-    list[str], list[str], Tensor
-]:  # source tokens, target tokens with [SEP], weights [layers, h, i, j]
+) -> tuple[list[str], list[str], Tensor]:  # tokens of both, the target's with [SEP]; weights [layer, h, i, j]
     "Cross-attention from each target token to the source tokens."
     device = next(model.parameters()).device
     encoded = (tokenizer.encode(normalize(text)).ids for text in (source, target))

@@ -17,7 +17,7 @@ from ..core.flags import parse_args
 
 # %% ../../nbs/commands/02_study.ipynb #eb3d7f1c
 def trials_command(argv: list[str]):
-    "List the trials of the study and what was run of them, or run what is missing: trials run T5 --scale mini."
+    "List the trials of the study and their records, or run what is missing: trials run T5 --scale mini."
     from tyro.conf import Positional
 
     @dataclass(frozen=True)

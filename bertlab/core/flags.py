@@ -20,7 +20,8 @@ def _one_line(box: str) -> str:
     lines = [line for line in lines if line and not re.match(r"(For full helptext|bertlab .*--help$)", line)]
     text = " ".join(lines[1:] if lines and not lines[0].endswith(":") else lines)
     text = re.sub(r"\s*Argument helptext:.*", "", text)
-    return re.sub(r"\s*\(required\)", "", text).replace("Perhaps you meant:", "- perhaps you meant")
+    text = re.sub(r"(--[\w-]+ [A-Z|]+) .*", r"\1", text)  # the flag, without its help
+    return text.replace("Perhaps you meant:", "- perhaps you meant").rstrip(".")
 
 
 def parse_args(

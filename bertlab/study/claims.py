@@ -221,7 +221,7 @@ VERDICT_COLORS = {"reproduced": "C2", "not reproduced": "C1", "undecided": "C7"}
 def plot_claims(
     results: Sequence[ClaimResult],
 ) -> Figure | None:  # None if nothing was run
-    "Every comparison that was run: its effect with the 95 % confidence interval, coloured by verdict; a panel per unit."
+    "The effect of each comparison with its 95 % confidence interval, coloured by verdict; a panel per unit."
     panels: dict[str, list] = {}
     for result in results:
         for c in result.comparisons:

@@ -43,28 +43,23 @@ def run_finetuning(
     folder: str | Path,  # where the run lives: checkpoints/, then model/ and record.json
     valid: float = 0.1,  # fraction of the texts that is held out for validation
 ) -> dict:  # the run record
-    "Fine-tune a pre-trained model and its baselines on one split; goes on where it was stopped, and never does it twice."
+    "Fine-tune a pre-trained model and its baselines on one split; goes on where it was stopped."
     about = describe_data(data)
-    settings = {
-        **asdict(config),
-        "model": file_sha256(find_model_folder(model) / "model.safetensors"),
-        "data": about,
-        "valid": valid,
-    }
+    weights = file_sha256(find_model_folder(model) / "model.safetensors")[:16]
+    settings = asdict(config) | {"valid": valid}
 
     def work(folder: Path) -> dict:
         mlm, tokenizer = load_model(model)
         train, held_out = holdout(data, valid)
-        done = finetune(
-            mlm.encoder.to(default_device()), tokenizer, data, train, held_out, config, folder=folder
-        )
+        encoder = mlm.encoder.to(default_device())
+        done = finetune(encoder, tokenizer, data, train, held_out, config, folder=folder)
+        scores = classification_scores(data.labels[held_out], done.probabilities)
+        save_classifier(done.model.cpu(), tokenizer, folder / "model", extra={"result": scores})
         result = evaluate_classifier(data, train, held_out, done.probabilities)
-        save_classifier(done.model.cpu(), tokenizer, folder / "model", extra={"result": result["scores"][-1]})
-        return run_record(
-            "finetuning", settings, about, done.history, result, parameters=count_parameters(done.model)
-        )
+        facts = {"model": weights, "parameters": count_parameters(done.model)}
+        return run_record("finetuning", settings, about, done.history, result, **facts)
 
-    return run_or_load(folder, settings, work)
+    return run_or_load(folder, settings, work, {"model": weights, "data": about["fingerprint"]})
 
 # %% ../../nbs/study/09_quickstart.ipynb #4679822f
 def describe_data(
@@ -133,10 +128,12 @@ def fill_examples(
 ) -> list[dict]:  # rows for a table
     "A model's predictions for the masked words of some sentences."
     model, tokenizer = load_model(folder)
-    guess = lambda text: "  ".join(
-        f"{token.strip('▁')} {p:.2f}" for token, p in fill_mask(model, tokenizer, text, top_k=4)[0]
-    )
-    return [{"sentence": text, "guesses": guess(text)} for text in texts]
+    rows = []
+    for text in texts:
+        guesses = fill_mask(model, tokenizer, text, top_k=4)[0]
+        words = [f"{token.strip('▁')} {p:.2f}" for token, p in guesses]
+        rows.append({"sentence": text, "guesses": "  ".join(words)})
+    return rows
 
 
 def study_figures(
@@ -174,9 +171,8 @@ def run_quickstart(
     def done(name: str) -> str:
         return " (done before, reused)" if (folder / name / "record.json").is_file() else ""
 
-    say(
-        f"1/4  text, vocabulary, token store{' (made before, reused)' if prepare_data(PRETRAINING.data, PRETRAINING.encoder.max_len).reused else ''}"
-    )
+    data = prepare_data(PRETRAINING.data, PRETRAINING.encoder.max_len)
+    say(f"1/4  text, vocabulary, token store{' (made before, reused)' if data.reused else ''}")
     say(f"2/4  pre-training{done('pretrained')}")
     pretrained = pretrain(PRETRAINING, folder / "pretrained")
     say(f"3/4  fine-tuning and its baselines{done('classifier')}")
