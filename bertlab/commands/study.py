@@ -129,12 +129,11 @@ def bench_command(argv: list[str]):
 
     args = parse_args(Bench, argv, "bench")
     os.environ["TQDM_DISABLE"] = "1"  # a bar for every turn would be noise
-    from bertlab.bench.goals import summary
-    from bertlab.bench.pipeline import run_bench
+    from bertlab.bench.pipeline import run_bench, summarize_record
     from bertlab.core.reporting import format_table
 
-    record = run_bench(args.out, list(args.only) or None, args.fresh)
-    for title, rows in summary(record).items():
+    record = run_bench(args.out, args.only, args.fresh)
+    for title, rows in summarize_record(record).items():
         print(f"{title}\n{format_table(rows)}\n")
     print(f"{len(record['result'])} sections in {record['seconds']:.0f} s, {record['device']}")
 
@@ -161,25 +160,26 @@ def plan_command(argv: list[str]):
         raise BertlabError(f"tflops is {args.tflops}", hint="Give a number above 0")
     config, device = args.config, default_device()
     if args.corpus_tokens is None:
-        text = estimate.prepared_text(config)
+        stats = estimate.measure_corpus(config)
     else:
-        text = estimate.assumed_text(config, args.corpus_tokens)
+        stats = estimate.assume_corpus(config, args.corpus_tokens)
     rate = 1e12 * args.tflops if args.tflops else matmul_rates(device, 3)[config.train.precision]
     kind = "cuda" if args.tflops else device.type
-    share, source = estimate.measured_utilization(args.records or records_dir(), config, kind)
-    plan = estimate.estimate_run(config, text, rate, share)
+    utilization, source = estimate.measured_utilization(args.records or records_dir(), config, kind)
+    plan = estimate.estimate_run(config, stats, rate, utilization)
     facts = {
         "parameters": f"{plan['parameters'] / 1e6:.1f} million",
         "steps": f"{plan['steps']:,}",
         "tokens": f"{plan['tokens'] / 1e6:.1f} million",
         "operations": f"{plan['flops']:.2g}",
         "speed": f"{plan['tokens_per_second']:,.0f} tokens/s",
-        "time": f"{60 * plan['hours']:.0f} minutes",
-        "machine": f"{rate / 1e12:.3g} TFLOP/s, of which {share:.0%} ({source})",
+        "time": estimate.format_duration(plan["hours"]),
+        "machine": f"{rate / 1e12:.3g} TFLOP/s, of which {utilization:.0%} ({source})",
     }
     print(format_table([{"plan": name, "value": value} for name, value in facts.items()]))
     sizes = [{"memory of a step": name, "GiB": size / 2**30} for name, size in plan["memory"].items()]
-    print(f"\n{format_table(sizes)}\n\n{format_table(estimate.growth(config, text, rate, share))}")
+    grown = estimate.scaling_table(config, stats, rate, utilization)
+    print(f"\n{format_table(sizes)}\n\n{format_table(grown)}")
 
 
 def corpus_states() -> dict[str, str]:

@@ -159,7 +159,8 @@ EXAMPLE_PAIRS = tuple(
     for line in """\
 파일을 저장하려면 이 단추를 클릭합니다. | To save the file, click this button.
 서버를 다시 시작한 후 로그 파일을 확인하세요. | After you restart the server, check the log file.
-이 함수는 두 문자열의 길이를 비교하고 더 긴 문자열을 반환합니다. | This function compares the lengths of two strings and returns the longer one.
+이 함수는 두 문자열의 길이를 비교하고 더 긴 문자열을 반환합니다. | \
+This function compares the lengths of two strings and returns the longer one.
 새 데이터베이스를 만들 수 없습니다. | A new database cannot be created.
 암호를 변경하려면 관리자 권한이 필요합니다. | You need administrator permissions to change the password.
 기본 설정에서는 이 옵션을 사용할 수 없습니다. | This option is not available in the default settings.
@@ -167,14 +168,16 @@ EXAMPLE_PAIRS = tuple(
 다음 표에서는 각 상태와 그 의미에 대해 설명합니다. | The following table describes each state and its meaning.
 이미지의 크기를 조정한 다음 페이지에 추가합니다. | Resize the image, and then add it to the page.
 이 메서드는 지정된 인덱스의 요소를 제거합니다. | This method removes the element at the specified index.
-다음 예제에서는 사용자 목록을 가져오는 방법을 보여 줍니다. | The following example shows how to get a list of users.
+다음 예제에서는 사용자 목록을 가져오는 방법을 보여 줍니다. | \
+The following example shows how to get a list of users.
 오류가 발생하면 예외가 throw됩니다. | If an error occurs, an exception is thrown.
 계정을 삭제하기 전에 데이터를 백업합니다. | Back up your data before you delete the account.
 왼쪽 창에서 폴더를 마우스 오른쪽 단추로 클릭합니다. | Right-click the folder in the left pane.
 이 속성의 기본값은 빈 목록입니다. | The default value of this property is an empty list.
 변수를 선언하고 값을 할당합니다. | Declares a variable and assigns a value to it.
 자세한 내용은 프린터 설명서를 참조하세요. | For more information, see the printer manual.
-클라이언트가 응답을 기다리는 최대 시간(초)입니다. | The maximum time, in seconds, that the client waits for a response.
+클라이언트가 응답을 기다리는 최대 시간(초)입니다. | \
+The maximum time, in seconds, that the client waits for a response.
 나는 어제 친구와 함께 산에 올라갔다. | Yesterday I climbed a mountain with a friend.
 고양이가 따뜻한 햇볕 아래에서 자고 있다. | The cat is sleeping in the warm sun.
 이 모델은 아직 아무것도 배우지 못했다. | This model has not learned anything yet.
