@@ -169,7 +169,9 @@ def check_memory(
         total = psutil.virtual_memory().total
     needed = 16 * n_parameters
     if needed > total:
-        problem = f"{n_parameters:,} parameters need {needed / 2**30:,.0f} GiB, there are {total / 2**30:,.0f}"
+        problem = (
+            f"{n_parameters:,} parameters need {needed / 2**30:,.0f} GiB, there are {total / 2**30:,.0f}"
+        )
         raise BertlabError(problem, hint="Choose a narrower or shallower model")
 
 
@@ -219,7 +221,9 @@ def announce_finetuning(
     layers = max(1, encoder.layers - config.n_dropped_layers)
     trained = {"all": 0, "none": layers}.get(config.freeze, config.freeze) / encoder.layers
     head = 2 * sum(sizes) * n_filters * encoder.d_model * n_tokens
-    flops = forward * (layers / encoder.layers - trained) + 3 * (forward * trained + head) * config.train.epochs
+    flops = (
+        forward * (layers / encoder.layers - trained) + 3 * (forward * trained + head) * config.train.epochs
+    )
     like = PretrainConfig(encoder=encoder, train=config.train)  # for the utilization at a similar width
     duration = format_duration(flops / _training_rate(like, device) / 3600)
     size = f"{len(lengths):,} texts, {n_tokens:,} tokens, {config.train.epochs:g} epochs"

@@ -188,7 +188,9 @@ class TransformersTask(BenchmarkTask):
         ids, offsets = self.train.ids, self.train.offsets
 
         def collated(sentence_ids: np.ndarray) -> dict[str, Tensor]:
-            return self.collate([{"input_ids": ids[offsets[i] : offsets[i + 1]].tolist()} for i in sentence_ids])
+            return self.collate(
+                [{"input_ids": ids[offsets[i] : offsets[i + 1]].tolist()} for i in sentence_ids]
+            )
 
         return prefetch(collated(sentence_ids) for sentence_ids in self.plan[start:])
 

@@ -127,7 +127,13 @@ def _loop_row(shape: str, precision: str, device: torch.device, steps: int, repe
             timed_step(task, sentence_ids, optimizer, watch)
     parts = {part: seconds / n for part, seconds in watch.seconds.items()}
     overhead = 1 - sum(parts[part] for part in WORK) / sum(parts.values())
-    return {"shape": shape, "precision": precision, "parts": parts, "overhead": overhead, "loop": loop_seconds / n}
+    return {
+        "shape": shape,
+        "precision": precision,
+        "parts": parts,
+        "overhead": overhead,
+        "loop": loop_seconds / n,
+    }
 
 # %% ../../nbs/bench/03_pipeline.ipynb #5056ad5f
 def run_in_subprocess(
@@ -451,7 +457,9 @@ def run_bench(
     corpus = prepare_data(DataConfig(), 256).corpus
     about = run_record("bench", {"sections": list(sections)}, corpus, [], {})
     record = read_json(path) if path.is_file() and not fresh else None
-    same = isinstance(record, dict) and all(record.get(k) == about[k] for k in ("device", "versions", "corpus"))
+    same = isinstance(record, dict) and all(
+        record.get(k) == about[k] for k in ("device", "versions", "corpus")
+    )
     done = record["result"] if same else {}
     wanted = [name for name in sections if (name.startswith(tuple(only)) if only else name not in done)]
     if only and not wanted:

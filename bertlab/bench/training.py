@@ -53,7 +53,9 @@ def time_steps(
     return {"tokens": int(sum(task.train.lengths[ids].sum() for ids in plan)), "seconds": seconds}
 
 # %% ../../nbs/bench/02_training.ipynb #e6dd5368
-MIN_TOKENS = 18  # sentences of the default corpus from this length on have 28 tokens on average, as the study's
+MIN_TOKENS = (
+    18  # sentences of the default corpus from this length on have 28 tokens on average, as the study's
+)
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,10 @@ def implementations(
     found["torch encoder, fp32"] = make(to_torch_lm, "torch", "fp32")
     if setup.device.type == "cuda":
         found["bertlab, bf16, compiled"] = make(_compiled_feed_forward, "bertlab", "bf16")
-        options = {"warmup_steps": 24, "collate": bert_collator(setup.data.tokenizer, 32)}  # most lengths are met
+        options = {
+            "warmup_steps": 24,
+            "collate": bert_collator(setup.data.tokenizer, 32),
+        }  # most lengths are met
         found["transformers, bf16, compiled"] = make(
             _compiled_bert, "transformers", "bf16", TransformersTask, **options
         )
@@ -234,7 +239,11 @@ def training_table(
     for name, taken in turns.items():
         way = compared[name]
         speeds = [turn["tokens"] / turn["seconds"] for turn in taken]
-        speed, rate, executed = float(np.median(speeds)), rates[way.precision], flops_per_token(way.implementation)
+        speed, rate, executed = (
+            float(np.median(speeds)),
+            rates[way.precision],
+            flops_per_token(way.implementation),
+        )
         costs = (nominal, executed, speed * nominal / rate, speed * executed / rate)
         found = (name, way.implementation, way.precision, speed, speeds, *costs)
         rows.append(TrainingRow(*found, taken[-1]["losses"], way.steps))
