@@ -1,4 +1,4 @@
-"What one notebook cannot show of decoder and translator: any shape, any layout; runs that are stopped; what may go wrong."
+"Decoder and translator beyond their notebooks: any shape, any layout, interrupted runs, failures."
 
 import json
 import math
@@ -225,7 +225,10 @@ def test_cross_attention_leaves_no_hook_behind():
 def test_no_twin_of_a_held_out_pair_is_in_training(pairs):
     split = SplitPairs(pairs, held_out_fraction=0.4)
     train, held_out = list(split.train()), split.held_out()
-    bare = lambda text: near_duplicate_key(text) or text
+
+    def bare(text):
+        return near_duplicate_key(text) or text
+
     for side in (0, 1):
         known = {bare(pair[side]) for pair in train}
         assert not known & {bare(pair[side]) for part in held_out.values() for pair in part}
@@ -238,10 +241,11 @@ def tiny(tmp_path_factory):
     "A parallel corpus of our own, and a config for it."
     path = tmp_path_factory.mktemp("pairs") / "pairs.tsv"
     numbers = "영 일 이 삼 사 오 육 칠 팔 구".split()
-    rows = [
-        f"{numbers[i % 10]} {numbers[i // 10 % 10]} 개{'가' * (i % 7)}\t{'abcdefghij'[i % 10]} {'abcdefghij'[i // 10 % 10]} things{'s' * (i % 7)}\tmade up"
-        for i in range(400)
-    ]
+    letters, rows = "abcdefghij", []
+    for i in range(400):
+        ones, tens, n = i % 10, i // 10 % 10, i % 7
+        korean = f"{numbers[ones]} {numbers[tens]} 개{'가' * n}"
+        rows.append(f"{korean}\t{letters[ones]} {letters[tens]} things{'s' * n}\tmade up")
     path.write_text("ko\ten\tsource\n" + "\n".join(rows) + "\n", encoding="utf8")
     train = TrainConfig(lr=2e-3, epochs=1, batch_size=16, checkpoint_minutes=1e9)
     return TranslationConfig(
@@ -347,12 +351,14 @@ def test_odd_store_lengths_drop_whole_pairs():
 def test_gpu_agrees_with_cpu(tiny):
     ready = prepare(tiny)
     model = shaken(build_translator(tiny, ready.tokenizer))
-    task = lambda: TranslationTask(model, ready, tiny)
     batch = ready.train.batch(range(16))
     with torch.no_grad():
-        on_cpu, words = task().loss(batch, 0)[0], translate(model, ready.tokenizer, ready.test[0][:1])
+        on_cpu, words = (
+            TranslationTask(model, ready, tiny).loss(batch, 0)[0],
+            translate(model, ready.tokenizer, ready.test[0][:1]),
+        )
         model.cuda()
-        on_gpu = task().loss(batch, 0)[0]
+        on_gpu = TranslationTask(model, ready, tiny).loss(batch, 0)[0]
     torch.testing.assert_close(on_gpu.cpu(), on_cpu, atol=1e-3, rtol=1e-3)
     assert translate(model, ready.tokenizer, ready.test[0][:1]) == words
 

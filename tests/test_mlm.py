@@ -1,4 +1,4 @@
-"What one notebook cannot show of the masked language model: any batch, and every way a saved model can be wrong."
+"The masked language model beyond its notebook: any batch, and every way a saved model can be wrong."
 
 import copy
 import json
@@ -174,7 +174,7 @@ def test_overfits_real_sentences_and_fills_their_blanks(tokenizer):
     model = MaskedLM(EncoderConfig(tokenizer.get_vocab_size(), d_model=32, heads=2, d_ff=64, layers=2))
     encoded = [tokenizer.encode(text).ids for text in TEXTS]
     layout = Layout.from_lengths([len(ids) for ids in encoded])
-    batch = PackedBatch(torch.tensor(sum(encoded, [])), layout, torch.arange(len(encoded)))
+    batch = PackedBatch(torch.tensor([i for ids in encoded for i in ids]), layout, torch.arange(len(encoded)))
     optimiser = torch.optim.Adam(model.parameters(), lr=5e-3)
     for epoch in range(400):
         masked = mask_batch(batch, model.config.vocab_size, MaskingConfig(), 0, epoch)
