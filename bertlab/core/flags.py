@@ -133,6 +133,7 @@ def summarize_box(
     command: str,  # such as bertlab pretrain
 ) -> BertlabError:
     "A mistake on the command line, in one line."
+    box = re.sub(r"\x1b\[[\d;]*m", "", box)  # colours
     lines = [re.sub(r"^│ ?|\s*│$", "", line) for line in box.splitlines() if line.startswith("│")]
     parts = "\n".join(lines).split("\n─")
     first = [line.lstrip("─ ") if line.startswith("─") else line for line in parts[0].splitlines()]

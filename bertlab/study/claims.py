@@ -310,9 +310,11 @@ def plot_trial(
                 ax.scatter([1.03], [study], color=f"C{number}", **mark)
         ax.set(title={"lr": "learning rate"}.get(panel, panel.replace("_", " ")), xlabel="epoch")
     for left, right in ((0, 1), (2, 3)):  # training and validation on the same axis
-        limits = [axes[left].get_ylim(), axes[right].get_ylim()]
+        limits = [*axes[left].get_ylim(), *axes[right].get_ylim()]
+        if left == 0:  # room for the study's marks
+            limits += [score for row, _ in runs for score in (row.train, row.valid) if score is not None]
         for ax in (axes[left], axes[right]):
-            ax.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+            ax.set_ylim(min(limits), max(limits))
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(runs), 3))
     return fig
 
