@@ -133,11 +133,13 @@ def summarize_box(
     command: str,  # such as bertlab pretrain
 ) -> BertlabError:
     "A mistake on the command line, in one line."
-    box = re.sub(r"\x1b\[[\d;]*m", "", box)  # colours
-    lines = [re.sub(r"^│ ?|\s*│$", "", line) for line in box.splitlines() if line.startswith("│")]
-    parts = "\n".join(lines).split("\n─")
-    first = [line.lstrip("─ ") if line.startswith("─") else line for line in parts[0].splitlines()]
-    rest = "\n".join(parts[1:])
+    lines = re.sub(r"\x1b\[[\d;]*m", "", box).splitlines()  # without colours
+    if "│" in box:
+        lines = [line[2:].rstrip(" │") for line in lines if line.startswith("│")]
+    else:  # where the terminal has no such signs: a title and a rule, then indented lines
+        lines = [line[2:].rstrip() for line in lines[2:]]
+    rule = next((i for i, line in enumerate(lines) if re.fullmatch("[─-]{2,}", line)), len(lines))
+    first, rest = lines[:rule], "\n".join(lines[rule:])
     hint = f"`{command} --help` shows what it takes"
     if first and first[0].startswith("Missing from"):
         missing = [line.strip() for line in first[1:] if re.match(r" {4}\S", line)]
@@ -149,7 +151,8 @@ def summarize_box(
         problem = f"unrecognized option {flags[0]}" if flags else f"unrecognized arguments: {found[1]}"
         if similar := re.findall(r"^\s+(--[\w-]+)", rest, re.M):
             hint = f"Perhaps you meant {similar[0]}"
-    problem = re.sub(r"^Error parsing ", "", problem).rstrip(".")
+    problem = re.sub(r"Missing value for argument '(.+?)'.*", r"\1 needs a value", problem)
+    problem = problem.removeprefix("Error parsing ").rstrip(".")
     return BertlabError(problem, hint=hint)
 
 # %% ../../nbs/core/11_flags.ipynb #0c8b5d24

@@ -307,7 +307,7 @@ def plot_trial(
             study = {"train_accuracy": row.train, "valid_accuracy": row.valid}.get(panel)
             if study is not None:
                 mark = {"transform": ax.get_yaxis_transform(), "clip_on": False, "marker": "<", "s": 28}
-                ax.scatter([1.03], [study], color=f"C{number}", **mark)
+                ax.scatter([0.98], [study], color=f"C{number}", **mark)
         ax.set(title={"lr": "learning rate"}.get(panel, panel.replace("_", " ")), xlabel="epoch")
     for left, right in ((0, 1), (2, 3)):  # training and validation on the same axis
         limits = [*axes[left].get_ylim(), *axes[right].get_ylim()]
