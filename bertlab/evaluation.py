@@ -133,11 +133,13 @@ def evaluate_baselines(
     for name, model in baseline_models().items():
         for fold, (train, valid) in enumerate(splits):
             probabilities = np.zeros((len(valid), len(data.names)))
-            model.fit(texts[train], data.labels[train])
-            probabilities[:, model.classes_] = model.predict_proba(texts[valid])
-            rows.append(
-                {"model": name, "fold": fold, **classification_scores(data.labels[valid], probabilities)}
-            )
+            try:
+                model.fit(texts[train], data.labels[train])
+                probabilities[:, model.classes_] = model.predict_proba(texts[valid])
+            except ValueError:  # no word occurs in two texts: nothing is left but the frequencies of the classes
+                probabilities += np.bincount(data.labels[train], minlength=len(data.names)) / len(train)
+            scores = classification_scores(data.labels[valid], probabilities)
+            rows.append({"model": name, "fold": fold, **scores})
     return rows
 
 # %% ../nbs/11_evaluation.ipynb #7314dd06

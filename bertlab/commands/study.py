@@ -74,7 +74,7 @@ def tweets_command(argv: list[str]):
     from bertlab.core.records import check_out
     from bertlab.study.tweets import run_tweets
 
-    check_out(args.out, args.data, args.model)
+    check_out(args.out, args.model)
     run_tweets(args.data, args.model, args.out, args.folds, args.epochs, args.other_models)
     names = {"records": "records", "model": "model", "submission": "submission.csv"}
     print("\n" + "\n".join(f"{name}: {args.out / file}" for name, file in names.items()))
@@ -123,16 +123,17 @@ def bench_command(argv: list[str]):
     class Bench:
         "Measure bertlab beside other ways to train, and the floor of this machine. Typed again, it goes on."
 
-        out: Path = Path("nbs/records")  # Folder of the record.
+        out: Path | None = None  # Folder of the record (default: nbs/records, or records).
         only: tuple[str, ...] = ()  # Measure these sections anew, by how their names begin.
         fresh: bool = False  # Forget what was measured before.
 
     args = parse_args(Bench, argv, "bench")
     os.environ["TQDM_DISABLE"] = "1"  # a bar for every turn would be noise
     from bertlab.bench.pipeline import run_bench, summarize_record
+    from bertlab.core.records import records_dir
     from bertlab.core.reporting import format_table
 
-    record = run_bench(args.out, args.only, args.fresh)
+    record = run_bench(args.out or records_dir(), args.only, args.fresh)
     for title, rows in summarize_record(record).items():
         print(f"{title}\n{format_table(rows)}\n")
     print(f"{len(record['result'])} sections in {record['seconds']:.0f} s, {record['device']}")
@@ -202,6 +203,19 @@ def corpus_states() -> dict[str, str]:
     return states | dict.fromkeys(MANUAL_DATASETS, "needs an account; bertlab data NAME says where")
 
 
+def _describe_mps() -> str:
+    "Whether this torch can compute on Apple's GPU, and whether it does."
+    import torch
+
+    from bertlab.core.records import default_device
+
+    if not torch.backends.mps.is_built():
+        return "not in this build of torch"
+    if not torch.backends.mps.is_available():
+        return "none on this machine"
+    return "used" if default_device().type == "mps" else "there, but it does not compute"
+
+
 def doctor_command(argv: list[str]):
     "Print versions, device, memory, disk and cache, in a form to paste into a bug report."
 
@@ -218,7 +232,7 @@ def doctor_command(argv: list[str]):
 
     from bertlab.core.files import cache_dir
     from bertlab.core.plotting import hangul_font
-    from bertlab.core.records import default_device, versions
+    from bertlab.core.records import default_device, device_name, versions
 
     memory, cache = psutil.virtual_memory(), cache_dir()
     used = sum(f.stat().st_size for f in cache.rglob("*") if f.is_file())
@@ -226,7 +240,8 @@ def doctor_command(argv: list[str]):
     facts = {
         **versions(),
         "system": f"{platform.system()} {platform.machine()}",
-        "device": str(default_device()),
+        "device": f"{default_device()} ({device_name(default_device())})",
+        "Apple GPU (MPS)": _describe_mps(),
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()} cores",
         "memory": f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free",
         "free disk": f"{shutil.disk_usage(cache).free / 2**30:.1f} GiB",
