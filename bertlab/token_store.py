@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FILES', 'COUNTS', 'STORE_FORMAT', 'PROGRESS', 'CHUNK_CHARS', 'CHECKPOINT_EVERY_CHUNKS', 'STALE', 'ids_dtype',
            'TokenStore', 'StoreWriter', 'append', 'build_store', 'prepare_stores', 'in_memory_store', 'DataConfig',
-           'PretrainData', 'prepare_data', 'summarize_cuts']
+           'PretrainData', 'prepare_data']
 
 # %% ../nbs/03_token_store.ipynb #a110c0dd
 import contextlib
@@ -444,20 +444,3 @@ def prepare_data(
             described |= {part: {name: s.manifest[name] for name in COUNTS} for part, s in stores.items()}
             write_json(path, described)
     return PretrainData(tokenizer, stores["train"], stores["valid"], read_json(path), reused)
-
-# %% ../nbs/03_token_store.ipynb #425b9df3
-def summarize_cuts(
-    corpus: dict,  # `PretrainData.corpus`
-) -> str:  # one line; empty if nothing was cut
-    "What of a corpus was cut or left out when it was prepared."
-    total = {name: corpus["train"][name] + corpus["valid"][name] for name in COUNTS}
-    n_tokens, parts = total["truncated_tokens"], []
-    if n_tokens:
-        fraction = n_tokens / (total["tokens"] + n_tokens)
-        where = f"{total['truncated']:,} sentences beyond {corpus['max_len']} tokens"
-        parts.append(f"{n_tokens:,} tokens ({fraction:.1%}) of {where}")
-    if total["empty"]:
-        parts.append(f"{total['empty']:,} sentences without a token")
-    if total["cut_words"]:
-        parts.append(f"the ends of {total['cut_words']:,} words beyond {MAX_WORD_CHARS:,} characters")
-    return "left out: " + ", ".join(parts) if parts else ""

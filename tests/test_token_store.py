@@ -16,13 +16,13 @@ from bertlab.bpe import UNK_ID, cut_long_words, train_tokenizer
 from bertlab.core.files import BertlabError
 from bertlab.core.saving import save_tokenizer
 from bertlab.data.corpora import open_corpus
+from bertlab.pretraining import summarize_cuts
 from bertlab.token_store import (
     DataConfig,
     TokenStore,
     build_store,
     in_memory_store,
     prepare_data,
-    summarize_cuts,
 )
 
 SENTENCES = [

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['pad', 'PaddedLM', 'to_torch_lm', 'batch_flops', 'BenchmarkTask', 'bert_for_masked_lm', 'bert_collator',
-           'TransformersTask']
+           'TransformersTask', 'naive_merges']
 
 # %% ../../nbs/bench/01_implementations.ipynb #a68ba2a3
 import copy
 import math
 import re
+from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -204,3 +206,31 @@ class TransformersTask(BenchmarkTask):
 
     def metrics(self, sums):
         return {"loss": sums["nll"] / sums["masked"]}
+
+# %% ../../nbs/bench/01_implementations.ipynb #42824de4
+def naive_merges(
+    word_counts: dict[str, int],
+    merges: int,
+) -> list[tuple[str, str]]:
+    "Learn BPE merges as the textbook does: count all pairs, merge one, count again."
+    words, learned = {tuple(word): n for word, n in word_counts.items()}, []
+    ages = {c: i for i, c in enumerate(sorted({c for word in word_counts for c in word}))}
+    while len(learned) < merges:
+        counts = Counter()
+        for word, n in words.items():
+            for pair in pairwise(word):
+                counts[pair] += n
+        left, right = min(counts, key=lambda pair: (-counts[pair], ages[pair[0]], ages[pair[1]]))
+        ages.setdefault(left + right, len(ages))
+        learned.append((left, right))
+        merged = Counter()
+        for word, n in words.items():
+            new = []
+            for token in word:
+                if new and new[-1] == left and token == right:
+                    new[-1] = left + right
+                else:
+                    new.append(token)
+            merged[tuple(new)] += n
+        words = merged
+    return learned

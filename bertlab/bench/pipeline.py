@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['WORK', 'Stopwatch', 'timed_step', 'loop_section', 'run_in_subprocess', 'peak_memory', 'encode_speed',
-           'tokenizing_section', 'naive_merges', 'bpe_section', 'store_speed', 'store_section', 'features_section',
-           'first_step', 'startup_section', 'cut_store', 'four_layers', 'scaling_cases', 'scaling_section',
-           'step_memory', 'memory_section', 'bench_sections', 'run_bench', 'summarize_record']
+           'tokenizing_section', 'bpe_section', 'store_speed', 'store_section', 'features_section', 'first_step',
+           'startup_section', 'cut_store', 'four_layers', 'scaling_cases', 'scaling_section', 'step_memory',
+           'memory_section', 'bench_sections', 'run_bench']
 
 # %% ../../nbs/bench/03_pipeline.ipynb #0d37f786
 import itertools
@@ -27,17 +27,14 @@ import psutil
 import torch
 from torch import nn
 
-from .implementations import BenchmarkTask, batch_flops
+from .implementations import BenchmarkTask, batch_flops, naive_merges
 from bertlab.bench.training import (
     SHAPES,
-    comparison_table,
     matmul_rates,
     sample_batches,
-    section_title,
     synchronize,
     time_steps,
     training_section,
-    training_sections,
 )
 from ..bpe import WordEncoder, count_words, learn_merges, tokenizer_merges, train_tokenizer
 from ..core.files import BertlabError, read_json, write_json
@@ -196,34 +193,6 @@ def tokenizing_section(device: torch.device) -> dict:
             row[f"{unit}_per_second"] = sum(part[unit] / part["seconds"] for part in parts)
         rows.append(row)
     return {"rows": rows}
-
-# %% ../../nbs/bench/03_pipeline.ipynb #3b77db96
-def naive_merges(
-    word_counts: dict[str, int],
-    merges: int,
-) -> list[tuple[str, str]]:
-    "Learn BPE merges as the textbook does: count all pairs, merge one, count again."
-    words, learned = {tuple(word): n for word, n in word_counts.items()}, []
-    ages = {c: i for i, c in enumerate(sorted({c for word in word_counts for c in word}))}
-    while len(learned) < merges:
-        counts = Counter()
-        for word, n in words.items():
-            for pair in zip(word, word[1:]):
-                counts[pair] += n
-        left, right = min(counts, key=lambda pair: (-counts[pair], ages[pair[0]], ages[pair[1]]))
-        ages.setdefault(left + right, len(ages))
-        learned.append((left, right))
-        merged = Counter()
-        for word, n in words.items():
-            new = []
-            for token in word:
-                if new and new[-1] == left and token == right:
-                    new[-1] = left + right
-                else:
-                    new.append(token)
-            merged[tuple(new)] += n
-        words = merged
-    return learned
 
 # %% ../../nbs/bench/03_pipeline.ipynb #2698fd75
 def _timed(function: Callable, *args, **kwargs) -> tuple:  # its result, and the seconds it took
@@ -444,7 +413,7 @@ def bench_sections(
     "What is measured on this device."
     return _cuda_sections() if device.type == "cuda" else _cpu_sections()
 
-# %% ../../nbs/bench/03_pipeline.ipynb #56fc905c
+# %% ../../nbs/bench/03_pipeline.ipynb #9ba14ffc
 def run_bench(
     folder: str | Path,  # the record is bench_cpu.json or bench_cuda.json in it
     only: Sequence[str] = (),  # ids of sections, or how they begin; these are measured again
@@ -472,11 +441,3 @@ def run_bench(
         total = round(sum(section["section_seconds"] for section in done.values()), 1)
         write_json(path, about | {"seconds": total, "result": done})
     return read_json(path)
-
-
-def summarize_record(
-    record: dict,  # of the bench
-) -> dict[str, list[dict]]:  # title -> rows of a table
-    "The comparisons of a record, as tables for a terminal."
-    result = record["result"]
-    return {section_title(s): comparison_table(result, name) for name, s in training_sections(result).items()}

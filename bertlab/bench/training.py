@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MIN_TOKENS', 'SHAPES', 'synchronize', 'time_steps', 'Implementation', 'sample_batches', 'BenchmarkSetup',
            'implementations', 'benchmark_training', 'TrainingRow', 'training_table', 'matmul_rates', 'training_section',
-           'training_sections', 'section_title', 'training_rows', 'speedup', 'comparison_table', 'decompose_speedup']
+           'training_sections', 'section_title', 'training_rows', 'speedup', 'comparison_table', 'decompose_speedup',
+           'summarize_record']
 
 # %% ../../nbs/bench/02_training.ipynb #a68ba2a3
 import itertools
@@ -373,3 +374,11 @@ def decompose_speedup(
         "faster precision": rates[a["precision"]] / rates[b["precision"]],
         "better use": a["hfu"] / b["hfu"],
     }
+
+# %% ../../nbs/bench/02_training.ipynb #4aeaebbc
+def summarize_record(
+    record: dict,  # of the bench
+) -> dict[str, list[dict]]:  # title -> rows of a table
+    "The comparisons of a record, as tables for a terminal."
+    result = record["result"]
+    return {section_title(s): comparison_table(result, name) for name, s in training_sections(result).items()}

@@ -197,7 +197,9 @@ def read_texts(
         texts = [line for _, line in read_lines(Path(source).expanduser()) if not line.isspace()]
     texts = [text for text in texts if text]
     if not texts:
-        raise BertlabError("there is no text", None if source == "-" else source, hint="Give texts, one per line")
+        raise BertlabError(
+            "there is no text", None if source == "-" else source, hint="Give texts, one per line"
+        )
     return texts
 
 
@@ -239,7 +241,9 @@ def predict_command(argv: list[str]):
         """
 
         model: Positional[Path]  # Folder of a classifier, or of the run that made it.
-        texts: Positional[tuple[str, ...]] = ()  # Texts to classify; a single - reads lines from standard input.
+        texts: Positional[
+            tuple[str, ...]
+        ] = ()  # Texts to classify; a single - reads lines from standard input.
         file: str = ""  # Texts of a .csv or .tsv with a column text, or of a file with a text per line.
         tweets: Path | None = None  # Kaggle's test.csv of the disaster tweets, for a submission.
         out: Path | None = None  # A .csv or .json to write; with --tweets, submission.csv.
@@ -252,7 +256,10 @@ def predict_command(argv: list[str]):
     out = args.out or (Path("submission.csv") if args.tweets else None)
     suffixes = (".csv",) if args.tweets else (".csv", ".json")
     if out and (out.is_dir() or out.suffix not in suffixes):
-        problem, hint = "is not a file to write predictions to", f"Give a name ending in {' or '.join(suffixes)}"
+        problem, hint = (
+            "is not a file to write predictions to",
+            f"Give a name ending in {' or '.join(suffixes)}",
+        )
         raise BertlabError(problem, out, hint=hint)
     if args.tweets:
         return _write_submission(args.model, args.tweets, out)
@@ -366,7 +373,9 @@ def translate_command(argv: list[str]):
     if args.num_beams < 1:
         raise BertlabError(f"num_beams is {args.num_beams}", hint="Search with 1 beam or more")
     if bool(args.texts) == bool(args.file):
-        raise BertlabError("there is nothing to translate, or two things", hint="Give sentences, or --file FILE")
+        raise BertlabError(
+            "there is nothing to translate, or two things", hint="Give sentences, or --file FILE"
+        )
     from bertlab.core.records import default_device
     from bertlab.data.text import replace_surrogates
     from bertlab.translation import load_translator, translate

@@ -129,7 +129,8 @@ def bench_command(argv: list[str]):
 
     args = parse_args(Bench, argv, "bench")
     os.environ["TQDM_DISABLE"] = "1"  # a bar for every turn would be noise
-    from bertlab.bench.pipeline import run_bench, summarize_record
+    from bertlab.bench.pipeline import run_bench
+    from bertlab.bench.training import summarize_record
     from bertlab.core.records import records_dir
     from bertlab.core.reporting import format_table
 

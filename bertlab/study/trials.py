@@ -4,13 +4,17 @@
 
 # %% auto #0
 __all__ = ['SMALL_CONFIG', 'LARGE_CONFIG', 'SWISH_CONFIG', 'COSINE_CONFIG', 'FINETUNE_GRID', 'PILE_SEARCH_SPACE', 'T1', 'T2',
-           'T3', 'T4', 'T5', 'T6', 'T7', 'LOG', 'FINAL', 'PILE', 'TUNING', 'TRIALS', 'ROWS', 'NAMES', 'TrialRun',
-           'Metric', 'Claim', 'rank_rows', 'Trial', 'LogUniform', 'describe', 'trials_table']
+           'T3', 'T4', 'T5', 'T6', 'T7', 'LOG', 'FINAL', 'PILE', 'TUNING', 'TRIALS', 'ROWS', 'TrialRun', 'Metric',
+           'Claim', 'rank_rows', 'Trial', 'LogUniform', 'trials_table']
 
 # %% ../../nbs/study/01_trials.ipynb #ad781fa5
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+
+import pandas as pd
+
+from ..core.reporting import describe_config
 
 # %% ../../nbs/study/01_trials.ipynb #9ddec967
 @dataclass(frozen=True)
@@ -95,13 +99,6 @@ class LogUniform:
 
     def __str__(self):
         return f"{self.low:g} to {self.high:g}, log-uniform"
-
-    def at(
-        self,
-        part: float,  # 0 for the low end, 1 for the high end
-    ) -> float:
-        "The value at a part of the way."
-        return self.low * (self.high / self.low) ** part
 
 # %% ../../nbs/study/01_trials.ipynb #432a006c
 SMALL_CONFIG = {
@@ -432,33 +429,17 @@ TRIALS = {trial.id: trial for trial in (T1, T2, T3, T4, T5, T6, T7, LOG, FINAL, 
 ROWS = {row.id: row for trial in TRIALS.values() for row in trial.rows}
 
 # %% ../../nbs/study/01_trials.ipynb #c3a4bcfc
-NAMES = {"d_model": "d", "heads": "h", "d_ff": "ff", "batch_size": "batch", "weight_decay": "wd"}
-
-
-def describe(
-    config: dict,  # of a row
-) -> str:
-    "A config in the study's own short names."
-    return ", ".join(
-        f"{NAMES.get(k, k)} {v:g}" if isinstance(v, (int, float)) else f"{NAMES.get(k, k)} {v}"
-        for k, v in config.items()
-        if v != ""
-    )
-
-
 def trials_table(
     trials: Sequence[str] | None = None,  # their ids; None for all
-):  # a pandas DataFrame
+) -> pd.DataFrame:
     "Every row of the study: what was printed, what ran instead, the scores, the claim."
-    import pandas as pd
-
     rows = [
         {
             "id": row.id,
             "corpus": trial.corpus,
             "row": row.label + (" (ours)" if row.is_extension else ""),
-            "as printed": describe(row.reported),
-            "ran instead": describe(row.overrides),
+            "as printed": describe_config(row.reported),
+            "ran instead": describe_config(row.overrides),
             "train": row.train,
             "valid": row.valid,
             "the study found": row.reported_finding,
