@@ -136,7 +136,7 @@ def evaluate_baselines(
             try:
                 model.fit(texts[train], data.labels[train])
                 probabilities[:, model.classes_] = model.predict_proba(texts[valid])
-            except ValueError:  # no word occurs in two texts: nothing is left but the frequencies of the classes
+            except ValueError:  # no word occurs in two texts: only the class frequencies are left
                 probabilities += np.bincount(data.labels[train], minlength=len(data.names)) / len(train)
             scores = classification_scores(data.labels[valid], probabilities)
             rows.append({"model": name, "fold": fold, **scores})

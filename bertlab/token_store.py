@@ -430,7 +430,7 @@ def prepare_data(
     "The tokenizer and the token stores for a config: from the cache, or made now."
     corpus = open_corpus(config.corpus, lang=config.lang or None)
     parts = [corpus.fingerprint, config.merges, config.valid_fraction, max_len, STORE_FORMAT, MAX_WORD_CHARS]
-    folder = cache_dir() / "prepared" / f"{corpus.name}-{config.merges}-{fingerprint(parts)}"
+    folder = cache_dir() / "prepared" / f"{corpus.name[:40]}-{config.merges}-{fingerprint(parts)}"
     with folder_lock(folder):
         path = folder / "prepared.json"
         reused = path.is_file()

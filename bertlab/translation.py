@@ -195,7 +195,7 @@ def prepare_pairs(
     if config.tokenizer:
         vocabulary = tokenizer_fingerprint(load_tokenizer(_tokenizer_path(config.tokenizer)))
     decides = [pairs.fingerprint, config.held_out_fraction, max_len, vocabulary]
-    folder = cache_dir() / "translation" / f"{pairs.name}-{fingerprint(decides)}"
+    folder = cache_dir() / "translation" / f"{pairs.name[:40]}-{fingerprint(decides)}"
     split = SplitPairs(pairs, config.held_out_fraction)
     with folder_lock(folder):
         reused = (folder / "test.json").is_file()

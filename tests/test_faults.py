@@ -1,8 +1,8 @@
 """Bad input, bad disks, bad luck. Each row of a table is one case: what is wrong, and what the user is told.
 
-Every message is one line that names the place and the hint; a traceback fails the test. What one module refuses by itself
-is tested beside it (test_corpora, test_bpe, test_packing, test_masking, test_mlm, test_finetuning); here are the command line,
-runs and their checkpoints, hostile files, the disk, the memory, and two processes at once.
+Every message is one line that names the place and the hint; a traceback fails the test. What one module refuses
+by itself is tested beside it (test_corpora, test_bpe, ...); here are the command line, runs and their checkpoints,
+hostile files, the disk, the memory, and two processes at once.
 """
 
 import errno
@@ -631,13 +631,17 @@ def test_a_run_that_diverges_ends_in_one_line(world, capsys):
         MemoryError(),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
         RuntimeError(
-            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
+            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: "
+            "you tried to allocate 9 bytes."
         ),
     ],
 )
 def test_lack_of_memory_names_the_batch_and_what_would_fit(error):
     Sized.made = 0
-    says = "step 7 needs more memory than there is: a batch of 4 sentences, 800 tokens; one of 700 tokens fitted. Choose batch_size 3 or less"
+    says = (
+        "step 7 needs more memory than there is: a batch of 4 sentences, 800 tokens; one of 700 tokens fitted. "
+        "Choose batch_size 3 or less"
+    )
     with pytest.raises(BertlabError, match=says):
         fit(Spoiled(error=error), CONFIG)
 
@@ -841,7 +845,8 @@ while len(os.listdir(go)) < 2: time.sleep(0.01)
 ready = prepare_data(DataConfig(world + "/good.txt", merges=30), 256)
 torch.manual_seed(0)
 encoder = Encoder(EncoderConfig(ready.tokenizer.get_vocab_size(), d_model=16, heads=2, d_ff=32, layers=1))
-found = finetuning.FeatureCache(world + "/features").get(encoder, in_memory_store(["the array is sorted"], ready.tokenizer), 1)
+store = in_memory_store(["the array is sorted"], ready.tokenizer)
+found = finetuning.FeatureCache(world + "/features").get(encoder, store, 1)
 print(len(learns), len(encodes), ready.train.manifest["sha256"]["ids.bin"], found.values.sum().item())
 """
 
@@ -873,7 +878,7 @@ def test_counts_survive_a_kill_just_before_they_are_written(world, tmp_path, mon
 
 
 def test_nothing_in_the_package_unpickles():
-    "torch.load reads weights only; joblib reads what a sweep's own process has just put into its private folder."
+    "torch.load reads weights only; joblib reads what a sweep's own process has put into its private folder."
     root = Path(files.__file__).parent.parent
     source = {p.relative_to(root).as_posix(): p.read_text(encoding="utf8") for p in root.rglob("*.py")}
     allowed = {

@@ -1,4 +1,4 @@
-"Faults in labelled data and configs, and what fine-tuning promises whatever the data: kept to seconds by a tiny encoder."
+"Faults in labelled data and configs, and what fine-tuning promises whatever the data; a tiny encoder."
 
 import json
 from dataclasses import replace

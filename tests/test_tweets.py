@@ -1,4 +1,4 @@
-"The disaster tweets: augmentation leaks nothing, a stopped run goes on, bad input is refused, one command does all."
+"The disaster tweets: augmentation leaks nothing, a stopped run goes on, one command does all."
 
 import json
 from dataclasses import replace

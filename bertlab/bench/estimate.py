@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ASSUMED_UTILIZATION', 'CorpusStats', 'measure_corpus', 'assume_corpus', 'executed_flops_per_token',
            'parameter_counts', 'activation_bytes', 'measured_utilization', 'estimate_run', 'check_memory',
-           'format_duration', 'announce_pretraining', 'announce_finetuning', 'scaling_table']
+           'format_count', 'format_duration', 'announce_pretraining', 'announce_finetuning', 'scaling_table']
 
 # %% ../../nbs/bench/04_estimate.ipynb #a96e548d
 from dataclasses import dataclass, replace
@@ -175,6 +175,15 @@ def check_memory(
         raise BertlabError(problem, hint="Choose a narrower or shallower model")
 
 
+def format_count(
+    n: float,
+    noun: str,  # singular
+) -> str:
+    "A number with its noun: 2.4 million tokens, 1 epoch."
+    number = f"{n / 1e6:,.1f} million" if n >= 1e6 else f"{n:,.0f}" if n >= 100 else f"{n:g}"
+    return f"{number} {noun}{'s' * (n != 1)}"
+
+
 def format_duration(
     hours: float,
 ) -> str:
@@ -200,7 +209,7 @@ def announce_pretraining(
     stats = measure_corpus(config)
     check_memory(parameter_counts(config, stats.vocab_size)[0], device)
     n_tokens = stats.tokens * config.train_fraction * config.train.epochs
-    size = f"{n_tokens / 1e6:,.1f} million tokens in {config.train.epochs:g} epochs"
+    size = f"{format_count(n_tokens, 'token')} in {format_count(config.train.epochs, 'epoch')}"
     if getattr(config, "model", "tied") == "torch":
         return f"{size}; how long torch's layers take is not estimated"
     plan = estimate_run(config, stats, _training_rate(config, device), 1.0)
@@ -226,7 +235,8 @@ def announce_finetuning(
     )
     like = PretrainConfig(encoder=encoder, train=config.train)  # for the utilization at a similar width
     duration = format_duration(flops / _training_rate(like, device) / 3600)
-    size = f"{len(lengths):,} texts, {n_tokens:,} tokens, {config.train.epochs:g} epochs"
+    counts = ((len(lengths), "text"), (n_tokens, "token"), (config.train.epochs, "epoch"))
+    size = ", ".join(format_count(n, noun) for n, noun in counts)
     return f"{size}: about {duration} on this machine"
 
 # %% ../../nbs/bench/04_estimate.ipynb #bfff46ad

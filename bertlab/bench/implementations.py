@@ -45,7 +45,7 @@ def pad(
 
 # %% ../../nbs/bench/01_implementations.ipynb #5d45cc22
 class PaddedLM(nn.Module):
-    "The study's way: every sentence padded to one length, plain attention; the parameters are those of a `MaskedLM`."
+    "The study's way: every sentence padded to one length, plain attention; parameters as in `MaskedLM`."
 
     def __init__(
         self,

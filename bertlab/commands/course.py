@@ -148,12 +148,14 @@ def _announce_finetuning(model: Path, data, args) -> str:  # what is cut off the
     "Say how long a fine-tuning will take."
     from bertlab.bench.estimate import announce_finetuning
     from bertlab.core.records import default_device
+    from bertlab.evaluation import holdout
     from bertlab.mlm import load_model
     from bertlab.token_store import in_memory_store
 
     mlm, tokenizer = load_model(model)
-    store, max_len = in_memory_store(data.texts, tokenizer, mlm.config.max_len), mlm.config.max_len
-    lengths = store.lengths[: max(1, round(len(data) * (1 - args.valid)))]
+    train, max_len = holdout(data, args.valid)[0], mlm.config.max_len
+    store = in_memory_store(data.texts, tokenizer, max_len)
+    lengths = store.lengths[train]
     print(announce_finetuning(args.config, mlm.config, lengths, default_device()), flush=True)
     cut = store.manifest["truncated"]
     return f"left out: the ends of {cut:,} texts beyond {max_len} tokens" if cut else ""
@@ -233,7 +235,7 @@ def predict_command(argv: list[str]):
 
     @dataclass(frozen=True)
     class Predict:
-        """Classify texts that are typed, in a file or on standard input; or write a Kaggle submission of tweets.
+        """Classify texts from words, a file or standard input; or write a Kaggle submission of tweets.
 
         bertlab predict RUN "a text" "another"
         bertlab predict RUN --file reviews.csv --out predictions.csv

@@ -78,7 +78,7 @@ def int_list(
     text: str,  # such as 3,4,5
 ) -> tuple[int, ...]:
     "Whole numbers separated by commas."
-    if not re.fullmatch(r"-?\d{1,9}(,-?\d{1,9})*", text):
+    if not re.fullmatch(r"-?\d{1,12}(,-?\d{1,12})*", text):
         raise ValueError(f"{text!r} is not a list of whole numbers such as 3,4,5")
     return tuple(int(number) for number in text.split(","))
 

@@ -159,6 +159,9 @@ def read_config(
         raise BertlabError(
             "is not the config of a bertlab model", path, hint="Give the folder that bertlab saved"
         )
+    if "identity" in saved and "model_type" not in saved:
+        hint = "Type the command that trains it again: it goes on where it was"
+        raise BertlabError("is a run without a model: it is not finished", path.parent, hint=hint)
     if unknown := sorted(set(saved) - _CONFIG_KEYS):
         problem = f"has a key that bertlab does not know ('{unknown[0]}')"
         raise BertlabError(problem, path, hint="Remove the key, or save the model again")

@@ -1,4 +1,4 @@
-"""Tests in a real browser: Playwright drives the system's Chromium, and they skip with a message without one."""
+"""Tests in a real browser (Playwright drives the system's Chromium); they skip with a message without one."""
 
 import os
 import shutil

@@ -1,0 +1,406 @@
+"""Commands in this process: what is not ours stays, mistakes cost a line, one command takes what another wrote."""
+
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from bertlab import cli
+from bertlab.bpe import train_tokenizer
+from bertlab.encoder import EncoderConfig
+from bertlab.finetuning import Classifier, load_classifier, save_classifier
+from bertlab.mlm import MaskedLM, save_model
+
+ENV = os.environ | {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
+BERTLAB = str(Path(sys.executable).parent / "bertlab")
+TEXTS = [
+    f"the {t} number {i} is {s}" for i in range(16) for t in ("array", "index") for s in ("sorted", "empty")
+]
+TINY = "--merges 20 --d-model 16 --heads 2 --d-ff 32 --layers 1 --eval-sentences 20 --batch-size 8".split()
+RUN_CONFIG = {"format": 1, "config": {"a": 1}, "identity": {}}
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    "The working folder: models, a run, data, and somebody else's files."
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BERTLAB_CACHE", str(tmp_path / ".cache"))
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(TEXTS, 20)
+    shape = EncoderConfig(tokenizer.get_vocab_size(), d_model=16, heads=2, d_ff=32, layers=1, max_len=40)
+    save_model(MaskedLM(shape), tokenizer, tmp_path / "mlm")
+    save_model(MaskedLM(shape), tokenizer, tmp_path / "M" / "model")
+    save_classifier(Classifier(shape, ["0", "1"]), tokenizer, tmp_path / "clf")
+    rows = [f"word{chr(97 + i)} {'fire' if i % 2 else 'song'},{i % 2}" for i in range(26)]
+    tweets = [f"{i},,,word{chr(97 + i)} fire,{i % 2}" for i in range(26)]
+    files = {
+        "M/config.json": json.dumps(RUN_CONFIG),
+        "M/record.json": json.dumps({"kind": "pretraining", "result": {}, "history": []}),
+        "results/precious.txt": "years of work",
+        "foreign/config.json": '{"of": "something else"}',
+        "test.csv": "id,keyword,location,text\n1,,,a fire\n",
+        "d.csv": "\n".join(["text,label", *rows]),
+        "text.txt": "\n".join(TEXTS),
+        "t/train.csv": "\n".join(["id,keyword,location,text,target", *tweets]),
+        "t/test.csv": "id,keyword,location,text\n1,,,a fire\n",
+    }
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content, encoding="utf8")
+    return tmp_path
+
+
+def fails(capsys, *words):
+    "The line of a command that fails."
+    assert cli.main([str(word) for word in words]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "Traceback" not in told, told
+    return told
+
+
+def snapshot(folder):
+    return {
+        p.relative_to(folder): p.read_bytes()
+        for p in folder.rglob("*")
+        if p.is_file() and p.suffix != ".lock" and ".cache" not in p.parts
+    }
+
+
+# ---------------------------------------------------------------- what is not ours is never destroyed
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "predict clf --tweets test.csv --out results",
+        "predict clf --file d.csv --out results",
+        "finetune --model M/model --data d.csv --out M/model",
+        "finetune --model M --data d.csv --out M",
+        "finetune --model mlm --data d.csv --out clf",
+        "finetune --model mlm --data d.csv --out foreign",
+        "finetune --model mlm --data t --out t",
+        "pretrain --corpus text.txt --out M",
+        "pretrain --corpus text.txt --out M/model",
+        "pretrain --corpus text.txt --out clf",
+        "pretrain --corpus text.txt --out foreign",
+        "pretrain --corpus text.txt --out text.txt",
+        "pretrain --corpus text.txt --out /",
+        "translate train --out M",
+        "translate train --out clf",
+        "translate train --out foreign",
+        "tweets --data t --model mlm --out mlm",
+        "tweets --data t --model mlm --out t",
+        "tweets --data t --model mlm --out foreign",
+    ],
+)
+def test_what_is_not_ours_is_never_destroyed(home, words, capsys):
+    before = snapshot(home)
+    fails(capsys, *words.split())
+    assert snapshot(home) == before
+
+
+def test_a_submission_is_written_by_the_name_of_the_class(home, capsys):
+    model, tokenizer = load_classifier(home / "clf")
+    status = {}
+    for names in (["disaster", "ordinary"], ["ordinary", "disaster"], ["cat", "dog"]):
+        model.config["labels"] = names
+        save_classifier(model, tokenizer, home / names[0])
+        words = ["predict", names[0], "--tweets", "test.csv", "--out", f"{names[0]}.csv"]
+        status[names[0]] = cli.main(words)
+    assert status == {"disaster": 0, "ordinary": 0, "cat": 2}
+    targets = [(home / f"{name}.csv").read_text().splitlines()[1] for name in ("disaster", "ordinary")]
+    assert sorted(targets) == ["1,0", "1,1"]  # the same probabilities, the classes the other way round
+
+
+# ---------------------------------------------------------------- predictions in every form
+
+
+def test_predictions_from_files_and_standard_input(home, capsys, monkeypatch):
+    texts = ["the array is sorted", "an index"]
+    (home / "table.csv").write_text("id,text\n" + "\n".join(f"{i},{t}" for i, t in enumerate(texts)))
+    (home / "table.tsv").write_text("text\n" + "\n".join(texts))
+    (home / "lines.txt").write_text("\n".join(texts) + "\n\n")
+    found = []
+    for source in (["--file", "table.csv"], ["--file", "table.tsv"], ["--file", "lines.txt"], texts):
+        assert cli.main(["predict", "clf", *source, "--format", "json"]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\n".join(texts).encode())))
+    assert cli.main(["predict", "clf", "-", "--format", "csv"]) == 0
+    piped = capsys.readouterr().out
+    rows = [
+        {name: float(x) if name.startswith("p(") else x for name, x in row.items()}
+        for row in csv.DictReader(io.StringIO(piped))
+    ]
+    for answer in (*found, rows):
+        assert [row["text"] for row in answer] == texts and answer == found[0]
+        assert all(abs(row["p(0)"] + row["p(1)"] - 1) < 1e-5 for row in answer)
+    for name in ("out.csv", "out.json"):
+        assert cli.main(["predict", "clf", *texts, "--out", name]) == 0
+    assert json.loads((home / "out.json").read_text()) == found[0]
+    assert (home / "out.csv").read_text() == piped
+
+
+@pytest.mark.parametrize(
+    "content, says",
+    [(b"", "there is no text"), (b"\xff\n", "not UTF-8"), (b"\n \n", "there is no text")],
+)
+def test_standard_input_that_holds_nothing(home, capsys, monkeypatch, content, says):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+    assert says in fails(capsys, "predict", "clf", "-")
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["--file", "nowhere.csv"], "no such file"),
+        (["--file", "t/train.csv", "text"], "or two things"),
+        (["--file", "cells.csv"], "no column 'text'"),
+        (["text", "--out", "x.txt"], "ending in .csv or .json"),
+        (["--tweets", "test.csv", "--out", "x.json"], "ending in .csv"),
+        (["text", "--format", "xml"], "invalid choice 'xml'"),
+    ],
+)
+def test_predictions_that_cannot_be(home, capsys, words, says):
+    (home / "cells.csv").write_text("a,b\n1,2\n")
+    assert says in fails(capsys, "predict", "clf", *words)
+
+
+def test_scores_of_each_class_and_the_positive_one(home, capsys):
+    words = "finetune --model mlm --data d.csv --epochs 1 --n-filters 4 --valid 0.25".split()
+    assert cli.main([*words, "--out", "a", "--positive", "0"]) == 0
+    told = capsys.readouterr().out
+    assert "the positive class is '0' (as asked for)" in told and re.search(r"class +\| +precision", told)
+    assert re.search(r"\d+ texts, \d+ tokens, 1 epoch: about .* on this machine", told)
+    assert "no text has the label 'maybe'" in fails(capsys, *words, "--out", "b", "--positive", "maybe")
+    assert not (home / "b").exists()
+
+
+# ---------------------------------------------------------------- the command as a person uses it
+
+
+def test_help_is_quick():
+    def seconds(*command):
+        started = time.perf_counter()
+        subprocess.run(command, capture_output=True)
+        return time.perf_counter() - started
+
+    python = min(seconds(sys.executable, "-c", "pass") for _ in range(3))
+    assert min(seconds(BERTLAB, "--help") for _ in range(3)) < 0.12 + python
+
+
+def test_the_overview_has_every_command_in_whole_sentences():
+    for name, command in cli.COMMANDS.items():
+        assert f"  {name} " in cli.overview() and command.__doc__.rstrip().endswith(".")
+    assert {"tweets", "sweep", "plan"} <= set(cli.COMMANDS)
+
+
+def test_flags_are_grouped_by_config(capsys):
+    assert cli.main(["pretrain", "--help"]) == 0
+    told = capsys.readouterr().out
+    assert all(f"{group} options" in told for group in ("data", "encoder", "masking", "train"))
+    assert "--vocab-size" not in told and "--mlm-probability" in told and "passes over the training" in told
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["pretrian"], "Did you mean pretrain"),
+        (["xyz"], "Choose from study, data"),
+        (["pretrain", "--out", "x", "--epohcs", "3"], "option --epohcs. Perhaps you meant --epochs"),
+        (["pretrain"], "missing: --out PATH"),
+        (["finetune"], "missing: --model PATH, --data STR, --out PATH"),
+        (["pretrain", "--out"], "--out needs a value"),
+        (["finetune", "--kernel-sizes", "3;4"], "'3;4' is not a list of whole numbers such as 3,4,5"),
+        (["pretrain", "--layers", "2.5"], "--layers: '2.5' is not a whole number"),
+        (["trials", "lst"], "Choose list or run"),
+        (["trials", "list", "T99"], "no row 'T99'"),
+        (["translate", "M"], "nothing to translate"),
+    ],
+)
+def test_a_mistyped_word_gets_a_suggestion(words, says, capsys):
+    assert says in fails(capsys, *words)
+
+
+def test_what_one_command_writes_the_next_one_takes(home, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(home))
+    assert cli.main(["fill-mask", "~/M", "the [MASK] is sorted"]) == 0
+    assert cli.main(["fill-mask", "M", "the [MASK] is sorted", "--top-k", "2"]) == 0
+    for words, takes in (
+        (["predict", "M", "text"], "`bertlab fill-mask` takes it"),
+        (["fill-mask", "clf", "a [MASK]"], "`bertlab predict` takes it"),
+        (["translate", "clf", "text"], "`bertlab predict` takes it"),
+        (["finetune", "--model", "clf", "--data", "d.csv", "--out", "x"], "`bertlab predict` takes it"),
+    ):
+        assert takes in fails(capsys, *words)
+    shutil.rmtree(home / "M" / "model")
+    assert "is a run without a model" in fails(capsys, "fill-mask", "M", "a [MASK]")
+
+
+def test_trials_of_one_name(capsys):
+    assert cli.main(["trials", "list", "T5"]) == 0
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert rows and all(row.startswith("| T5.") for row in rows)
+
+
+def test_a_plan_speaks_of_minutes_and_millions(capsys):
+    assert cli.main("plan --corpus-tokens 3000000 --tflops 100 --precision bf16".split()) == 0
+    told = capsys.readouterr().out
+    assert "3.0 million" in told and "million parameters" in told and "minutes" in told
+
+
+def test_pretraining_says_how_long_it_takes_and_what_was_cut(home, capsys):
+    lines = (f"the {w} {'very ' * 9} long" for w in ("array", "list") * 20)
+    (home / "long.txt").write_text("\n".join(lines))
+    assert cli.main(["pretrain", "--corpus", "long.txt", "--out", "run", "--max-len", "4", *TINY]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"tokens in 1 epoch: about .* on this machine", told)
+    assert "left out: " in told and "beyond 4 tokens" in told
+
+
+def test_module_and_completion():
+    done = subprocess.run([sys.executable, "-m", "bertlab", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "bertlab COMMAND" in done.stdout
+    script = cli.completion_script("bash")
+    check = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True)
+    assert "complete" in script and "pretrain" in script and check.returncode == 0, check.stderr
+    assert cli.main(["--completion", "csh"]) == 2
+
+
+def test_doctor_says_what_computes(capsys):
+    assert cli.main(["doctor"]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"^device +\w+ \(", told, re.M) and "Apple GPU (MPS)" in told and "GiB free" in told
+
+
+# ---------------------------------------------------------------- one line, never a traceback, a hang or an abort
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["--seed", str(10**20)], "seed is 100000000000000000000"),
+        (["--epochs", "1e308"], "epochs is 1e+308"),
+        (["--merges", str(10**9)], "merges is 1000000000"),
+        (["--d-ff", "2000000000"], "GiB"),
+        (["--d-model", "2000000"], "no machine holds that"),
+        (["--corpus", "fifo"], "fifo"),
+        (["--corpus", "none"], "no such file or folder"),
+        (["--out", "/"], "is not a folder that a run can live in"),
+        (["--out", "fifo"], "fifo"),
+        (["--out", "pipes"], "not a regular file"),
+        (["--out", "x" * 300], "too long"),
+    ],
+)
+def test_an_impossible_pretraining_is_one_line(home, capsys, words, says):
+    os.mkfifo(home / "fifo")
+    (home / "pipes").mkdir()
+    os.mkfifo(home / "pipes" / "config.json")
+    assert says in fails(capsys, "pretrain", "--corpus", "text.txt", "--out", "run", *TINY, *words)
+
+
+@pytest.mark.parametrize("name", ["a" * 244, "가" * 81])
+def test_the_longest_names_work(home, name):
+    shutil.copy(home / "text.txt", home / f"{name}.txt"[-244:])
+    words = ["pretrain", "--corpus", f"{name}.txt"[-244:], "--out", name, *TINY]
+    assert cli.main(words) == 0 and cli.main(["fill-mask", name, "the [MASK] is sorted"]) == 0
+
+
+def test_the_folder_where_one_stands(home, monkeypatch):
+    (home / "empty").mkdir()
+    monkeypatch.chdir(home / "empty")
+    assert cli.main(["pretrain", "--corpus", "../text.txt", "--out", ".", *TINY]) == 0
+    assert cli.main(["fill-mask", ".", "the [MASK] is sorted"]) == 0
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "null", "3", '"a"', "[[]]", "{", ""])
+def test_records_and_configs_of_any_json(home, capsys, content):
+    (home / "odd").mkdir()
+    for name in ("config.json", "record.json"):
+        (home / "odd" / name).write_text(content)
+    fails(capsys, "pretrain", "--corpus", "text.txt", "--out", "odd", *TINY)
+    fails(capsys, "fill-mask", "odd", "a [MASK]")
+    shutil.copy(home / "M" / "config.json", home / "odd" / "config.json")
+    fails(capsys, "pretrain", "--corpus", "text.txt", "--out", "odd", *TINY)
+    (home / "records").mkdir()
+    for name in ("trial_mini_T5.1.json", "bench_cpu.json", "sweep_mini_FT.1.json"):
+        (home / "records" / name).write_text(content)
+    fails(capsys, "trials", "list", "--folder", "records")
+
+
+def test_a_pipe_and_a_foreign_tokenizer(home, capsys):
+    os.mkfifo(home / "fifo")
+    (home / "pipes").mkdir()
+    os.mkfifo(home / "pipes" / "config.json")
+    assert "is not a file" in fails(capsys, "fill-mask", "pipes", "a [MASK]")
+    assert "pipe" in fails(capsys, "predict", "clf", "--file", "fifo")
+    wordpiece = {
+        "version": "1.0",
+        "model": {"type": "WordPiece", "vocab": {"[UNK]": 0}, "unk_token": "[UNK]"},
+    }
+    wordpiece["model"] |= {"continuing_subword_prefix": "##", "max_input_chars_per_word": 100}
+    (home / "mlm" / "tokenizer.json").write_text(json.dumps(wordpiece))
+    assert "tokenizer" in fails(capsys, "fill-mask", "mlm", "a [MASK]")
+
+
+def test_half_a_character_is_text(home, capsys):
+    assert cli.main(["fill-mask", "mlm", "\udcff [MASK] \ud800"]) == 0
+    assert cli.main(["predict", "clf", "\udcff"]) == 0
+
+
+@pytest.mark.parametrize("gpus", ["nan", "inf", "-1", "many"])
+def test_gpus_are_a_number(gpus, capsys):
+    fails(capsys, "sweep", "FT.1", "--gpus", gpus)
+
+
+def test_a_reader_who_has_had_enough_is_no_error(tmp_path):
+    for words in ("--help", "pretrain --help", "trials"):
+        command = f"{BERTLAB} {words} 2>{tmp_path / 'err'} | true; exit ${{PIPESTATUS[0]}}"
+        assert subprocess.run(["bash", "-c", command], env=ENV).returncode == 0
+        assert (tmp_path / "err").read_text() == ""
+
+
+@pytest.mark.parametrize("words", [["data", "aihub"], ["data", "ko.txt"], ["data", "없다.txt"], ["finetune"]])
+def test_a_terminal_that_knows_few_signs(words, home):
+    (home / "ko.txt").write_text("\n".join(f"파일 {i} 열기" for i in range(9)), encoding="utf8")
+    env = ENV | {"PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run([BERTLAB, *words], capture_output=True, env=env, cwd=home)
+    assert done.returncode in (0, 2) and b"Traceback" not in done.stderr and done.stderr.count(b"\n") < 2
+
+
+def test_no_home_and_no_cache_is_one_line():
+    if not hasattr(os, "setuid") or os.getuid():
+        pytest.skip("only root can become a user who has no entry in the list of users")
+    env = {k: v for k, v in ENV.items() if k not in ("HOME", "BERTLAB_CACHE")}
+    code = "import os, sys, bertlab.cli, bertlab.data.corpora; os.setuid(54321)\n"
+    code += "sys.exit(bertlab.cli.main(['data', 'default']))"
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, cwd="/tmp")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "BERTLAB_CACHE" in done.stderr
+
+
+def test_a_finished_run_can_be_read_where_nothing_can_be_written(home, capsys):
+    assert cli.main(["pretrain", "--corpus", "text.txt", "--out", "done/run", *TINY]) == 0
+    told = capsys.readouterr().out.splitlines()[-1]
+    for path in (home / "done" / "run", home / "done"):
+        path.chmod(0o555)
+    code = "import os, sys, bertlab.cli, bertlab.pretraining, bertlab.commands.course\n"
+    code += "os.getuid() or os.setuid(54321)\nsys.exit(bertlab.cli.main(sys.argv[1:]))"
+    words = ["fill-mask", "done/run", "the [MASK] is sorted"]
+    for path in (home, *home.parents):
+        if path != Path("/tmp") and path.owner() == Path.home().owner() and path != Path("/"):
+            path.chmod(path.stat().st_mode | 0o755)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=home, env=ENV
+    )
+    assert done.returncode == 0 and "[MASK] 1" in done.stdout and told, done.stderr
+    for path in (home / "done", home / "done" / "run"):
+        path.chmod(0o755)
