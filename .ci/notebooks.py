@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS, BIN = ROOT / "nbs", Path(sys.executable).parent
-FOLDERS = ("core", "data", ".", "exercises", "study", "bench", "reports")  # the index comes last
+FOLDERS = ("core", "data", ".", "exercises", "study", "bench", "commands", "reports")  # the index comes last
 QUIET = {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore", "BERTLAB_STATIC": "1"}  # outputs are committed
 
 

@@ -25,6 +25,7 @@ SECTIONS = {  # caption in the navigation -> folder of notebooks
     "Bench": "bench",
     "Data": "data",
     "Core": "core",
+    "Commands": "commands",
 }
 LONG_CELL = 40  # lines; a longer cell is folded
 

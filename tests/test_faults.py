@@ -1,8 +1,8 @@
 """Bad input, bad disks, bad luck. Each row of a table is one case: what is wrong, and what the user is told.
 
 Every message is one line that names the place and the hint; a traceback fails the test. What one module refuses
-by itself is tested beside it (test_corpora, test_bpe, ...); here are the command line, runs and their checkpoints,
-hostile files, the disk, the memory, and two processes at once.
+by itself is tested beside it (test_corpora, test_bpe, ...); here are the command line, runs and their
+checkpoints, hostile files, the disk, the memory, and two processes at once.
 """
 
 import errno
@@ -639,8 +639,8 @@ def test_a_run_that_diverges_ends_in_one_line(world, capsys):
 def test_lack_of_memory_names_the_batch_and_what_would_fit(error):
     Sized.made = 0
     says = (
-        "step 7 needs more memory than there is: a batch of 4 sentences, 800 tokens; one of 700 tokens fitted. "
-        "Choose batch_size 3 or less"
+        "step 7 needs more memory than there is: a batch of 4 sentences, 800 tokens; "
+        "one of 700 tokens fitted. Choose batch_size 3 or less"
     )
     with pytest.raises(BertlabError, match=says):
         fit(Spoiled(error=error), CONFIG)

@@ -197,7 +197,7 @@ def read_texts(
         texts = frame["text"].tolist()
     else:
         texts = [line for _, line in read_lines(Path(source).expanduser()) if not line.isspace()]
-    texts = [text for text in texts if text]
+    texts = [text for text in texts if text.strip()]
     if not texts:
         raise BertlabError(
             "there is no text", None if source == "-" else source, hint="Give texts, one per line"
