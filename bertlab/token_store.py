@@ -82,7 +82,7 @@ def _checked_manifest(folder: Path, tokenizer: Tokenizer | None) -> dict:
         itemsize = np.dtype(manifest["dtype"]).itemsize
         sizes = dict(zip(FILES, (manifest["tokens"] * itemsize, (manifest["sentences"] + 1) * 8)))
         sums, made_with = manifest["sha256"], manifest["tokenizer"]
-    except (KeyError, TypeError) as e:
+    except (KeyError, TypeError, ValueError, OverflowError) as e:
         problem = f"is not the manifest of a token store ({e!r})"
         raise BertlabError(problem, folder / "manifest.json", hint=STALE) from None
     for name, size in sizes.items():

@@ -90,7 +90,7 @@ class Bomb:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def fault_files(tmp_path_factory):
     "A folder with one file or folder for each fault, and some that are good."
     here = tmp_path_factory.mktemp("world")
     os.environ["BERTLAB_CACHE"], before = str(here / "cache"), os.environ.get("BERTLAB_CACHE")
@@ -209,10 +209,10 @@ RUNS = {  # folder -> what stands in it
 }
 
 
-def bertlab(world, capsys, *words):
-    "Exit status and the line of a command that fails; `@name` stands for a file of the world."
+def bertlab(fault_files, capsys, *words):
+    "Exit status and the line of a command that fails; `@name` stands for a file of that folder."
     try:
-        status = cli.main([str(world / w[1:]) if w.startswith("@") else w for w in words])
+        status = cli.main([str(fault_files / w[1:]) if w.startswith("@") else w for w in words])
     except SystemExit as e:  # argparse
         status = e.code
     return status, capsys.readouterr().err
@@ -363,29 +363,29 @@ COMMANDS = [  # the words after bertlab; what the one line must say
     COMMANDS,
     ids=[" ".join(w.lstrip("@") for w in words if w not in TINY)[:70] for words, _ in COMMANDS],
 )
-def test_command(world, capsys, words, parts):
-    status, told = bertlab(world, capsys, *words)
-    line = told.strip().splitlines()[-1]
-    assert status == 2 and all(part in line for part in parts), told
-    assert "Traceback" not in told and (told.count("\n") == 1 or told.startswith("usage:"))
-    assert not list(world.glob("*/mark")) and not list(world.glob("**/*.part"))
+def test_command(fault_files, capsys, words, parts):
+    status, stderr = bertlab(fault_files, capsys, *words)
+    line = stderr.strip().splitlines()[-1]
+    assert status == 2 and all(part in line for part in parts), stderr
+    assert "Traceback" not in stderr and (stderr.count("\n") == 1 or stderr.startswith("usage:"))
+    assert not list(fault_files.glob("*/mark")) and not list(fault_files.glob("**/*.part"))
 
 
 def test_there_are_many_cases():
     assert len(COMMANDS) >= 60
 
 
-def test_texts_of_numbers_are_texts(world, capsys):
+def test_texts_of_numbers_are_texts(fault_files, capsys):
     words = [w if w != "@tuned" else "@numbered" for w in FINETUNE]
-    assert bertlab(world, capsys, *words, "--data", "@numbers.csv") == (0, "")
-    scores = read_json(world / "numbered" / "record.json")["result"]["scores"]
+    assert bertlab(fault_files, capsys, *words, "--data", "@numbers.csv") == (0, "")
+    scores = read_json(fault_files / "numbered" / "record.json")["result"]["scores"]
     assert [row["model"] for row in scores][-1] == "BERT + CNN"  # the baselines find no word, and go on
 
 
 @pytest.mark.parametrize("folder", ["records", "records2"])
-def test_records_that_are_none(world, folder):
+def test_records_that_are_none(fault_files, folder):
     with pytest.raises(BertlabError, match="a.json: is not a run record. Remove it"):
-        read_records(world / folder)
+        read_records(fault_files / folder)
 
 
 @pytest.mark.parametrize(
@@ -405,8 +405,8 @@ def test_what_nobody_foresaw_is_one_line_too(monkeypatch, capsys, problem, says)
 
     monkeypatch.setitem(cli.COMMANDS, "data", breaks)
     assert cli.main(["data"]) == 2
-    told = capsys.readouterr().err
-    assert says in told and told.count("\n") == 1
+    stderr = capsys.readouterr().err
+    assert says in stderr and stderr.count("\n") == 1
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -460,7 +460,7 @@ def stopped(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def whole():
+def reference_runs():
     task = Line()
     return fit(task, CONFIG), task.model.state_dict()
 
@@ -504,23 +504,23 @@ DAMAGE = {
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(stopped, whole, damage):
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(stopped, reference_runs, damage):
     damage(list_checkpoints(stopped)[-1])
     task = Line()
     with pytest.warns(UserWarning, match="step-00000010 is damaged and is passed over"):
         history = fit(task, CONFIG, stopped)
-    assert steps(history) == steps(whole[0])
-    assert all(torch.equal(value, whole[1][name]) for name, value in task.model.state_dict().items())
+    assert steps(history) == steps(reference_runs[0])
+    assert all(torch.equal(value, reference_runs[1][name]) for name, value in task.model.state_dict().items())
     assert not (stopped / "checkpoints" / "mark").exists()
     assert (stopped / "checkpoints" / "step-00000010.damaged").is_dir()
 
 
-def test_all_checkpoints_damaged_begins_anew(stopped, whole):
+def test_all_checkpoints_damaged_begins_anew(stopped, reference_runs):
     for path in list_checkpoints(stopped):
         (path / "state.json").write_text("{")
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
-        assert steps(fit(Line(), CONFIG, stopped)) == steps(whole[0])
+        assert steps(fit(Line(), CONFIG, stopped)) == steps(reference_runs[0])
     assert len(heard) == 2
 
 
@@ -614,14 +614,14 @@ def test_a_bad_evaluation_is_no_good_checkpoint(tmp_path):
     assert not list_checkpoints(tmp_path)
 
 
-def test_a_run_that_diverges_ends_in_one_line(world, capsys):
-    status, told = bertlab(
-        world, capsys, "pretrain", "--out", "@wild", *TINY, "--corpus", "@good.txt", "--lr", "1e30"
+def test_a_run_that_diverges_ends_in_one_line(fault_files, capsys):
+    status, stderr = bertlab(
+        fault_files, capsys, "pretrain", "--out", "@wild", *TINY, "--corpus", "@good.txt", "--lr", "1e30"
     )
-    assert status == 2 and "is not finite at step" in told and "Lower the learning rate" in told
+    assert status == 2 and "is not finite at step" in stderr and "Lower the learning rate" in stderr
     assert (
-        read_json(world / "wild" / "diverged.json")["history"][-1]["diverged"]
-        and not (world / "wild" / "record.json").exists()
+        read_json(fault_files / "wild" / "diverged.json")["history"][-1]["diverged"]
+        and not (fault_files / "wild" / "record.json").exists()
     )
 
 
@@ -675,9 +675,9 @@ def in_small_disk(n_bytes, function, *args):
             os._exit(0)
     os.close(writer)
     with open(reader, encoding="utf8") as answer:
-        told = answer.read()
+        stderr = answer.read()
     os.waitpid(child, 0)
-    return told
+    return stderr
 
 
 @pytest.fixture
@@ -771,8 +771,8 @@ def prepared_for(write, folder):
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
 def test_a_full_disk_leaves_what_was_there(tmp_path, write):
     before = prepared_for(write, tmp_path)
-    told = in_small_disk(3000, write, tmp_path)
-    assert re.match(f"BertlabError: .*{REFUSED}", told) and "\n" not in told, told
+    stderr = in_small_disk(3000, write, tmp_path)
+    assert re.match(f"BertlabError: .*{REFUSED}", stderr) and "\n" not in stderr, stderr
     assert contents(tmp_path) == before and not list(tmp_path.rglob("*.part"))
 
 
@@ -799,11 +799,11 @@ def train_until_full(folder):
     fit(task, CONFIG, folder)
 
 
-def test_a_full_disk_stops_a_run_that_then_goes_on(tmp_path, whole):
+def test_a_full_disk_stops_a_run_that_then_goes_on(tmp_path, reference_runs):
     assert "step-00000015: cannot be written" in in_small_disk(10**9, train_until_full, tmp_path)
     checkpoints = [p.name for p in list_checkpoints(tmp_path)]
     assert checkpoints and sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == checkpoints
-    assert steps(fit(Line(), CONFIG, tmp_path)) == steps(whole[0])
+    assert steps(fit(Line(), CONFIG, tmp_path)) == steps(reference_runs[0])
 
 
 def test_features_that_were_damaged_are_set_aside_and_encoded_again(tmp_path):
@@ -835,25 +835,25 @@ import os, sys, time, torch
 from bertlab import finetuning, token_store
 from bertlab.encoder import Encoder, EncoderConfig
 from bertlab.token_store import DataConfig, in_memory_store, prepare_data
-world, go = sys.argv[1:]
+fault_files, go = sys.argv[1:]
 encodes, encode = [], finetuning.encode_features
 finetuning.encode_features = lambda *args: (time.sleep(0.3), encodes.append(1), encode(*args))[2]
 learns, learn = [], token_store.train_tokenizer
 token_store.train_tokenizer = lambda *args: (time.sleep(0.3), learns.append(1), learn(*args))[2]
 open(f"{go}/{os.getpid()}", "w").close()
 while len(os.listdir(go)) < 2: time.sleep(0.01)
-ready = prepare_data(DataConfig(world + "/good.txt", merges=30), 256)
+ready = prepare_data(DataConfig(fault_files + "/good.txt", merges=30), 256)
 torch.manual_seed(0)
 encoder = Encoder(EncoderConfig(ready.tokenizer.get_vocab_size(), d_model=16, heads=2, d_ff=32, layers=1))
 store = in_memory_store(["the array is sorted"], ready.tokenizer)
-found = finetuning.FeatureCache(world + "/features").get(encoder, store, 1)
+found = finetuning.FeatureCache(fault_files + "/features").get(encoder, store, 1)
 print(len(learns), len(encodes), ready.train.manifest["sha256"]["ids.bin"], found.values.sum().item())
 """
 
 
-def test_two_processes_share_the_caches(world, tmp_path):
+def test_two_processes_share_the_caches(fault_files, tmp_path):
     (tmp_path / "go").mkdir()
-    words = [sys.executable, "-c", SHARE, str(world), str(tmp_path / "go")]
+    words = [sys.executable, "-c", SHARE, str(fault_files), str(tmp_path / "go")]
     env = os.environ | {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1", "BERTLAB_CACHE": str(tmp_path / "cache")}
     both = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=env) for _ in range(2)]
     learned, encoded, sums, values = zip(*(p.communicate(timeout=120)[0].split() for p in both))
@@ -861,9 +861,9 @@ def test_two_processes_share_the_caches(world, tmp_path):
     assert len(set(sums)) == len(set(values)) == 1
 
 
-def test_counts_survive_a_kill_just_before_they_are_written(world, tmp_path, monkeypatch):
+def test_counts_survive_a_kill_just_before_they_are_written(fault_files, tmp_path, monkeypatch):
     monkeypatch.setenv("BERTLAB_CACHE", str(tmp_path))
-    config, write = DataConfig(str(world / "good.txt"), merges=30), token_store.write_json
+    config, write = DataConfig(str(fault_files / "good.txt"), merges=30), token_store.write_json
 
     def killed(path, obj):
         if path.name == "prepared.json":

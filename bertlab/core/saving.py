@@ -9,6 +9,7 @@ __all__ = ['MODEL_FORMAT', 'MODEL_FILES', 'MODEL_COMMANDS', 'PICKLE_SUFFIXES', '
 
 # %% ../../nbs/core/04_saving.ipynb #8990100d
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -112,6 +113,7 @@ def save_model_folder(
         tmp_path.mkdir()
         write_json(tmp_path / "config.json", saved)
         save_file(weights, tmp_path / "model.safetensors")
+        shutil.copymode(tmp_path / "config.json", tmp_path / "model.safetensors")  # others may read it, too
         save_tokenizer(tokenizer, tmp_path / "tokenizer.json")
 
 # %% ../../nbs/core/04_saving.ipynb #fcd877f7
