@@ -62,8 +62,8 @@ def format_error(
     e: Exception,  # what went wrong
 ) -> str:  # one line
     "A problem of the user's, of the disk or of the memory in one line."
-    if isinstance(e, (MemoryError, OverflowError)):
-        what = "the memory is full" if isinstance(e, MemoryError) else f"a number is too large ({e})"
+    if isinstance(e, (MemoryError, OverflowError, RuntimeError)):
+        what = f"a number is too large ({e})" if isinstance(e, OverflowError) else "the memory is full"
         e = BertlabError(what, hint="Choose a smaller number, batch, model or corpus")
     elif isinstance(e, OSError):
         blocked = isinstance(e, (FileExistsError, NotADirectoryError))
@@ -103,6 +103,11 @@ def main(
         sys.stdout = open(os.devnull, "w")
         return 0
     except (BertlabError, OSError, MemoryError, OverflowError) as e:
+        print(f"bertlab: {format_error(e)}", file=sys.stderr)
+        return 2
+    except RuntimeError as e:  # torch's way to say that the memory is full, on a CPU and on a GPU
+        if "can't allocate memory" not in str(e) and type(e).__name__ != "OutOfMemoryError":
+            raise
         print(f"bertlab: {format_error(e)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as e:

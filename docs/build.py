@@ -27,6 +27,7 @@ SECTIONS = {  # caption in the navigation -> folder of notebooks
     "Core": "core",
     "Commands": "commands",
 }
+WIDGET = "application/vnd.jupyter.widget-view+json"  # live only in a notebook
 LONG_CELL = 40  # lines; a longer cell is folded
 
 
@@ -53,13 +54,23 @@ def tidy_code(cell: NotebookNode) -> list[str]:
 
 def tidy(notebook: NotebookNode) -> NotebookNode:
     "A notebook for the site: no directives, imports and long cells folded, pictures where the site has them."
+    notebook.metadata.pop("widgets", None)
     notebook.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.metadata["tags"] = sorted({*cell.metadata.get("tags", []), *tidy_code(cell)})
+            cell.outputs = [tidy_output(o) for o in cell.outputs if WIDGET not in o.get("data", {})]
         else:
             cell.source = re.sub(r"((?:\.\./)+)figures/", drop_one_level, cell.source)
     return notebook
+
+
+def tidy_output(output: NotebookNode) -> NotebookNode:
+    "Links in Markdown that a cell printed, which Sphinx does not resolve, point at pages."
+    if "text/markdown" in output.get("data", {}):
+        shown = "".join(output["data"]["text/markdown"])
+        output["data"]["text/markdown"] = re.sub(r"\]\((?!\w+:)([^)\s]+)\.ipynb", r"](\1.html", shown)
+    return output
 
 
 def drop_one_level(match: re.Match) -> str:

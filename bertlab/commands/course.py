@@ -12,7 +12,7 @@ import csv
 import io
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -243,9 +243,7 @@ def predict_command(argv: list[str]):
         """
 
         model: Positional[Path]  # Folder of a classifier, or of the run that made it.
-        texts: Positional[
-            tuple[str, ...]
-        ] = ()  # Texts to classify; a single - reads lines from standard input.
+        texts: Positional[tuple[str, ...]] = ()  # Texts to classify; a single - reads standard input.
         file: str = ""  # Texts of a .csv or .tsv with a column text, or of a file with a text per line.
         tweets: Path | None = None  # Kaggle's test.csv of the disaster tweets, for a submission.
         out: Path | None = None  # A .csv or .json to write; with --tweets, submission.csv.
@@ -338,8 +336,13 @@ def _write_submission(model: Path, path: Path, out: Path):
 # %% ../../nbs/commands/01_course.ipynb #7a542539
 def _train_translator(argv: list[str]):
     "Train a translator on a parallel corpus. Stopped and typed again, it goes on where it was."
-    from bertlab.core.records import check_out
+    import torch
+
+    from bertlab.bench.estimate import check_memory
+    from bertlab.core.records import check_out, default_device
     from bertlab.core.reporting import format_table
+    from bertlab.decoder import Transformer
+    from bertlab.encoder import count_parameters
     from bertlab.translation import TranslationConfig, train_translator
 
     @dataclass(frozen=True)
@@ -350,7 +353,11 @@ def _train_translator(argv: list[str]):
         config: TranslationConfig = field(default_factory=TranslationConfig)
 
     args = parse_args(TrainTranslator, argv, "translate train")
-    inputs = [path for path in (args.config.pretrained, args.config.pairs.tokenizer) if path]
+    config = args.config
+    with torch.device("meta"):  # a model without numbers
+        model = Transformer(replace(config.encoder, vocab_size=config.pairs.merges + 1000))
+    check_memory(count_parameters(model), default_device())
+    inputs = [path for path in (config.pretrained, config.pairs.tokenizer) if path]
     record = train_translator(args.config, check_out(args.out, *inputs))
     rows = [{"system": name, **scores} for name, scores in record["result"].items()]
     print(f"{format_table(rows)}\n\nmodel: {args.out / 'model'}")

@@ -6,11 +6,14 @@
 __all__ = ['field_help', 'int_list', 'expand_path', 'summarize_box', 'parse_args']
 
 # %% ../../nbs/core/11_flags.ipynb #92e7887c
+import ast
 import contextlib
 import inspect
 import io
 import os
 import re
+import textwrap
+import tokenize
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
@@ -20,16 +23,21 @@ from typing import get_args, get_origin, get_type_hints
 from .files import BertlabError
 
 # %% ../../nbs/core/11_flags.ipynb #4397d0f7
-_COMMENT = re.compile(r"^ +(\w+): [^#\n]*(?:\(\n[^#\n]*)?#\s*(.+)$", re.M)
-
-
 @cache
 def field_help(
     cls: type,  # a dataclass
 ) -> dict[str, str]:  # field -> its comment
     "The comment beside each field of a dataclass."
-    source = "\n".join(inspect.getsource(c) for c in reversed(cls.__mro__) if is_dataclass(c))
-    return dict(_COMMENT.findall(source))
+    found = {}
+    for base in reversed([c for c in cls.__mro__ if is_dataclass(c)]):
+        source = textwrap.dedent(inspect.getsource(base))
+        tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+        comments = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
+        for node in ast.parse(source).body[0].body:
+            if isinstance(node, ast.AnnAssign):
+                lines = range(node.lineno, node.end_lineno + 1)
+                found[node.target.id] = " ".join(comments[n] for n in lines if n in comments)
+    return found
 
 # %% ../../nbs/core/11_flags.ipynb #de73923b
 _HIDDEN = ("vocab_size",)  # set from the tokenizer
@@ -151,7 +159,7 @@ def summarize_box(
         problem = f"unrecognized option {flags[0]}" if flags else f"unrecognized arguments: {found[1]}"
         if similar := re.findall(r"^\s+(--[\w-]+)", rest, re.M):
             hint = f"Perhaps you meant {similar[0]}"
-    problem = re.sub(r"Missing value for argument '(.+?)'.*", r"\1 needs a value", problem)
+    problem = re.sub(r"Missing value for argument .*?([\w-]+)'.*", r"\1 needs a value", problem)
     problem = problem.removeprefix("Error parsing ").rstrip(".")
     return BertlabError(problem, hint=hint)
 
