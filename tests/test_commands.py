@@ -208,6 +208,8 @@ def test_flags_are_grouped_by_config(capsys):
     assert cli.main(["pretrain", "--help"]) == 0
     told = capsys.readouterr().out
     assert all(f"{group} options" in told for group in ("data", "encoder", "masking", "train"))
+    assert cli.main(["predict", "--help"]) == 0
+    assert "a single - reads" in capsys.readouterr().out  # each flag has its comment
     assert "--vocab-size" not in told and "--mlm-probability" in told and "passes over the training" in told
 
 
@@ -309,6 +311,22 @@ def test_an_impossible_pretraining_is_one_line(home, capsys, words, says):
     (home / "pipes").mkdir()
     os.mkfifo(home / "pipes" / "config.json")
     assert says in fails(capsys, "pretrain", "--corpus", "text.txt", "--out", "run", *TINY, *words)
+
+
+@pytest.mark.parametrize(
+    "words", ["--d-ff 2000000000", "--d-model 100000 --heads 1", "--layers 1000 --d-ff 90000"]
+)
+def test_an_impossible_translator_is_one_line(home, capsys, words):
+    assert "GiB" in fails(capsys, "translate", "train", "--out", "run", *words.split())
+    assert not (home / "run").exists()
+
+
+def test_a_full_memory_is_one_line(capsys, monkeypatch):
+    def breaks(argv):
+        torch.empty(2**47)
+
+    monkeypatch.setitem(cli.COMMANDS, "data", breaks)
+    assert "the memory is full" in fails(capsys, "data")
 
 
 @pytest.mark.parametrize("name", ["a" * 244, "가" * 81])
