@@ -115,15 +115,8 @@ SMALL_CONFIG = {
     "activation": "relu",
     "schedule": "constant",
 }
-LARGE_CONFIG = SMALL_CONFIG | {
-    "merges": 5000,
-    "batch_size": 128,
-    "lr": 1e-4,
-    "weight_decay": 0.0,
-    "d_model": 1024,
-    "layers": 6,
-    "dropout": 0.0,
-}
+LARGE_CONFIG = SMALL_CONFIG | {"merges": 5000, "batch_size": 128, "lr": 1e-4, "weight_decay": 0.0}
+LARGE_CONFIG |= {"d_model": 1024, "layers": 6, "dropout": 0.0}
 SWISH_CONFIG = LARGE_CONFIG | {"activation": "swish"}
 COSINE_CONFIG = SWISH_CONFIG | {"schedule": "cosine", "restart_epochs": 15, "lr": 2e-4}
 FINETUNE_GRID = {
