@@ -229,7 +229,7 @@ def test_one_command(kaggle, model, tmp_path, capsys, monkeypatch):
         2,
         "--epochs",
         1,
-        "--others",
+        "--other-models",
         model,
     ]
     assert main(list(map(str, command))) == 0
