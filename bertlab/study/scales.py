@@ -100,12 +100,14 @@ def _train_config(row: TrialRun, scale: Scale, seed: int) -> TrainConfig:
 
 def _corpus_of(row: TrialRun, scale: Scale, corpus: str | None) -> tuple[str, str]:  # name or path, language
     "Which text a row is trained on: Trial 1 needs two languages, the others take the English side."
-    corpus = corpus or ("messages" if scale.corpus and not row.config["lang"] else scale.corpus)
+    corpus = corpus or scale.corpus
     if not corpus:
         raise BertlabError("this scale brings no corpus", hint="Give one: --corpus NAME_OR_PATH")
     parallel = bool(open_corpus(corpus).options.get("lang"))
     if not row.config["lang"] and not parallel:
-        raise BertlabError(f"{row.id} compares two languages", corpus, hint="Give a parallel corpus")
+        raise BertlabError(
+            f"{row.id} compares two languages", corpus, hint="Give a parallel corpus: --corpus PATH"
+        )
     return str(corpus), row.config["lang"] if parallel else ""
 
 # %% ../../nbs/study/03_scales.ipynb #ee45b5f6
@@ -118,8 +120,6 @@ def at_scale(
     "The pre-training that a row means at a scale."
     row, s = find_row(row), scale if isinstance(scale, Scale) else find_scale(scale)
     c, (corpus, lang) = row.config, _corpus_of(row, s, corpus)
-    if s.corpus and not c["lang"]:
-        s = replace(s, train_fraction=1, epochs=0.25)
     width = _width_divisor(row, s)
     return VariantConfig(
         data=DataConfig(corpus, lang, merges=c["merges"] // s.merges),
@@ -332,6 +332,10 @@ def run_trials(
     if seeds < 1 or jobs < 1:
         raise BertlabError(f"seeds is {seeds}, jobs {jobs}", hint="Choose whole numbers from 1")
     size, rows = find_scale(scale), rows_of(names)
+    if not (names or corpus):
+        bilingual = [row_id for row_id in rows if not ROWS[row_id].config["lang"]]
+        rows = [row_id for row_id in rows if row_id not in bilingual]
+        print(f"left out: {', '.join(bilingual)}, which need a parallel corpus (--corpus PATH)", flush=True)
     todo = [TrialJob(row_id, scale, size, corpus, folder, seed) for seed in range(seeds) for row_id in rows]
     ends: dict[int, dict] = {}
 
