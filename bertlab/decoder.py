@@ -85,7 +85,7 @@ class KVCache:
 
     def self_attend(self, attention: MultiHeadAttention, layer: int, x: Tensor) -> Tensor:  # [r, d]
         "Self-attention of the new tokens x; adds their keys and values to the cache."
-        q, *new = attention.project(x, 0, 3).unbind(1)
+        q, *new = attention.project(x, 0, 3, self.position_ids).unbind(1)
         k, v = (torch.cat([old.to(y.dtype), y[:, None]], 1) for old, y in zip(self.self_kv[layer], new))
         self.self_kv[layer] = k, v
         out = packed_attention(q, k.flatten(0, 1), v.flatten(0, 1), self.query_layout, self.key_layout)

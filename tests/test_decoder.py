@@ -47,14 +47,15 @@ from bertlab.translation import (
 
 VOCAB = 23
 shapes = st.builds(
-    lambda heads, width, layers, norm, activation: EncoderConfig(
-        VOCAB, heads * width, heads, 3 * width, layers, activation, norm, max_len=40
+    lambda heads, width, layers, norm, activation, positions: EncoderConfig(
+        VOCAB, heads * width, heads, 3 * width, layers, activation, norm, max_len=40, positions=positions
     ),
     st.integers(1, 3),
     st.sampled_from([2, 4, 6]),
     st.integers(1, 3),
     st.sampled_from(["pre", "post"]),
-    st.sampled_from(["relu", "gelu", "swish"]),
+    st.sampled_from(["relu", "gelu", "swish", "geglu"]),
+    st.sampled_from(["sinusoidal", "learned", "rotary"]),
 )
 pairs_of_lengths = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=6)
 

@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 
@@ -215,11 +215,12 @@ def test_an_export_never_overwrites(mlm_folder, tmp_path):
     assert (tmp_path / "thesis.txt").read_text() == "three years of work"
 
 
-def test_onnx_gives_the_same_numbers_at_any_length(tokenizer, shape, tmp_path):
+@pytest.mark.parametrize("changes", [{}, {"positions": "rotary", "activation": "geglu", "norm": "post"}])
+def test_onnx_gives_the_same_numbers_at_any_length(tokenizer, shape, changes, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     torch.manual_seed(0)
-    model = Classifier(shape, ("a", "b"), HeadConfig(n_filters=4)).eval()
+    model = Classifier(replace(shape, **changes), ("a", "b"), HeadConfig(n_filters=4)).eval()
     session = onnxruntime.InferenceSession(export.export_onnx(model, tmp_path / "c.onnx"))
     for lengths in ([3], [5, 1, 9], [64, 2]):
         ids = [torch.randint(5, shape.vocab_size, (n,)) for n in lengths]
