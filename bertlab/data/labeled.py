@@ -258,7 +258,7 @@ def read_labeled(
     positive: str | None = None,  # the class to look for, of two; None: chosen by name
 ) -> LabeledTexts:
     "Labelled texts: built-in ones, Kaggle's disaster tweets, or a table with the columns text and label."
-    named = source in BUILT_IN_DATA and not any(
+    named = str(source) in BUILT_IN_DATA and not any(
         p.is_file() for p in (Path(source), Path(source) / "train.csv")
     )
     if named:
