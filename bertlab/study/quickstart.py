@@ -139,8 +139,12 @@ def finetune_tasks(
     folder: Path,  # of the main job; the pre-trained model is in pretrained/
 ) -> dict[str, dict]:  # task, or task_random for its control -> the run record
     "Fine-tune on every task from pre-trained and from random weights, a process for each core of a CPU."
-    jobs = [(folder, task, random) for task in TASKS for random in (False, True)]
-    names = [f"{task}_random" if random else task for _, task, random in jobs]
+    jobs = [
+        (folder / (f"{task}_random" if random else task), *TASKS[task], random)
+        for task in TASKS
+        for random in (False, True)
+    ]
+    names = [job[0].name for job in jobs]
     records = {}
 
     def save_result(number: int, record: dict, status: str):
@@ -150,7 +154,7 @@ def finetune_tasks(
         accuracy = record["result"]["scores"][-1]["accuracy"]
         print(f"     {len(records)} of {len(jobs)}  {names[number]}: accuracy {accuracy:.3f}", flush=True)
 
-    is_done = all((folder / name / "record.json").is_file() for name in names)
+    is_done = all((job[0] / "record.json").is_file() for job in jobs)
     workers = joblib.cpu_count() if default_device().type == "cpu" and not is_done else 1
     quiet = changed_environ(TQDM_DISABLE="1")  # bars of several processes would share a line
     with quiet, interruptible(lambda: f"{len(records)} of {len(jobs)} fine-tunings done"):
@@ -158,13 +162,12 @@ def finetune_tasks(
     return {name: records[name] for name in names}
 
 
-def _finetune_job(inputs: None, job: tuple[Path, str, bool], report) -> dict:
-    "One fine-tuning; an error of the user's as data, for it has to leave a process."
-    folder, task, random = job
-    source, config = TASKS[task]
-    name, model = f"{task}_random" if random else task, folder / "pretrained" / "model"
+def _finetune_job(inputs: None, job: tuple[Path, str, FinetuneConfig, bool], report) -> dict:
+    "One fine-tuning; an error of the user's comes back as data, for it has to leave a process."
+    folder, source, config, random = job
+    model = folder.parent / "pretrained" / "model"
     try:
-        return run_finetuning(config, model, read_labeled(source), folder / name, random=random)
+        return run_finetuning(config, model, read_labeled(source), folder, random=random)
     except BertlabError as e:
         return {"error": (e.problem, e.path, e.row, e.hint)}
 
