@@ -30,13 +30,13 @@ from ..token_store import TokenStore
 from ..training import TrainConfig, fit
 
 # %% ../../nbs/study/11_word_vectors.ipynb #d53e986c
-WORD2VEC = {"vector_size": 300, "sg": 1, "window": 5, "negative": 5, "min_count": 2, "epochs": 5, "seed": 0}
+WORD2VEC = {"vector_size": 128, "sg": 1, "window": 5, "negative": 5, "min_count": 2, "epochs": 5, "seed": 0}
 
 
 def train_word_vectors(
     texts: Iterable[str],
     folder: str | Path,  # the vectors of each text and settings are kept here
-    settings: dict = WORD2VEC,  # of gensim's `Word2Vec`
+    settings: dict,  # of gensim's `Word2Vec`
 ):  # gensim's `KeyedVectors`
     "Word vectors by skip-gram with negative sampling; those that are there are read."
     from gensim.models import KeyedVectors, Word2Vec
@@ -144,5 +144,5 @@ def run_word_vectors(
     "Kim's baseline on the disaster tweets, with vectors trained here; goes on where it was stopped."
     out, data, test = Path(out), read_labeled(tweets), read_tweets(Path(tweets) / "test.csv")
     texts = chain((text for text, _ in open_corpus(corpus)), data.texts, tweet_inputs(test))
-    vectors = train_word_vectors(texts, out / "vectors")
+    vectors = train_word_vectors(texts, out / "vectors", WORD2VEC)
     run_methods(word_cnn_methods(vectors), data, kfold(data, folds), out)
