@@ -336,15 +336,15 @@ def run_trials(
         bilingual = [row_id for row_id in rows if not ROWS[row_id].config["lang"]]
         rows = [row_id for row_id in rows if row_id not in bilingual]
         print(f"left out: {', '.join(bilingual)}, which need a parallel corpus (--corpus PATH)", flush=True)
-    todo = [TrialJob(row_id, scale, size, corpus, folder, seed) for seed in range(seeds) for row_id in rows]
+    queue = [TrialJob(row_id, scale, size, corpus, folder, seed) for seed in range(seeds) for row_id in rows]
     ends: dict[int, dict] = {}
 
     def save_result(number: int, end: dict | None, status: str):
         if "error" in end:
             raise BertlabError(*end["error"])
         ends[number] = end
-        print(_describe_end(todo[number], end), flush=True)
+        print(_describe_end(queue[number], end), flush=True)
 
-    with interruptible(lambda: f"{len(ends)} of {len(todo)} rows done"):
-        run_with_processes(_try_job, None, todo, save_result, jobs)
+    with interruptible(lambda: f"{len(ends)} of {len(queue)} rows done"):
+        run_with_processes(_try_job, None, queue, save_result, jobs)
     return [ends[number]["record"] for number in sorted(ends) if "record" in ends[number]]

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TFIDF_BASELINE', 'STUDY_CONFIG', 'BEST_CONFIG', 'oracle_accuracy', 'conflicts', 'Method', 'tfidf_method',
-           'bert_method', 'with_train', 'cross_validate', 'average_probabilities', 'fold_scores', 'fold_record',
-           'precision_recall', 'bert_methods', 'run_methods', 'average_methods', 'run_tweets']
+           'bert_method', 'random_encoder', 'with_train', 'cross_validate', 'average_probabilities', 'fold_scores',
+           'fold_record', 'precision_recall', 'bert_methods', 'run_methods', 'average_methods', 'run_tweets']
 
 # %% ../../nbs/study/08_tweets.ipynb #ef8d19f6
 import re
@@ -24,7 +24,7 @@ from ..core.files import BertlabError, file_sha256, fingerprint, folder_lock, re
 from ..core.records import default_device, run_record
 from ..core.saving import find_model_folder
 from ..data.labeled import LabeledTexts, read_labeled, read_tweets, tweet_inputs
-from ..encoder import Encoder
+from ..encoder import Encoder, EncoderConfig
 from bertlab.evaluation import (
     baseline_models,
     classification_scores,
@@ -116,11 +116,8 @@ def bert_method(
 
     def run(data: LabeledTexts, train: np.ndarray, valid: np.ndarray) -> np.ndarray:
         mlm, tokenizer = load_model(folder)
-        encoder, tokenizer = mlm.encoder, split_punctuation(tokenizer)
-        if random:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(config.train.seed)
-                encoder = Encoder(mlm.config)
+        encoder = random_encoder(mlm.config, config.train.seed) if random else mlm.encoder
+        tokenizer = split_punctuation(tokenizer)
         if augmentation:
             data, train = augment(data, train, seed=config.train.seed, **augmentation)
         runs = []
@@ -130,6 +127,16 @@ def bert_method(
         return np.mean([run.probabilities for run in runs], 0)
 
     return Method(name, about, settings, run)
+
+
+def random_encoder(
+    config: EncoderConfig,
+    seed: int,
+) -> Encoder:
+    "An encoder that has read nothing: the control of every pre-training."
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Encoder(config)
 
 
 def with_train(
