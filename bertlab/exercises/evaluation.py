@@ -18,6 +18,7 @@ def check_11a(
     answer: float,  # the predicted F1, from 0 to 1
 ):
     "Check the F1 of a classifier that says disaster of each of 7,613 tweets, 3,271 of which are."
+    answer = math.nan if answer is None else answer
     scores = classification_scores(np.arange(7613) < 3271, np.tile([0.0, 1.0], (7613, 1)))
     if abs(answer - scores["f1"]) < 0.01:
         print(

@@ -37,6 +37,7 @@ def check_09a(
     answer: float,  # the predicted accuracy, from 0 to 1
 ):
     "Check the accuracy of an untrained model under 50 % [MASK] and 20 % random tokens."
+    answer = math.nan if answer is None else answer
     masking = MaskingConfig(mask_replace_prob=0.5, random_replace_prob=0.2)
     masked = mask_batch(_random_batch(), 1000, masking, seed=0, epoch=0)
     torch.manual_seed(0)

@@ -23,6 +23,7 @@ def check_08a(
     answer: float,  # the predicted learning rate
 ):
     "Check the learning rate of the study's final model after 52.5 epochs."
+    answer = math.nan if answer is None else answer
     one_cosine = lr_at(replace(_FINAL_MODEL, restart_epochs=60), 52.5)
     if math.isclose(answer, lr_at(_FINAL_MODEL, 52.5), rel_tol=0.01):
         print("right: the rate is what it was at epoch 7.5; a restart makes a late epoch an early one.")
