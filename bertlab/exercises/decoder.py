@@ -34,7 +34,7 @@ def check_13a(
             print(f"not yet: nearly. Did you remember {hint}?")
             return
     if abs(answer - right) < 0.06 * right:
-        print(f"right: {right:.1f} MB per sequence. A hundred users need more of it than of weights.")
+        print(f"right: {right:.1f} MB per sequence. Seven such conversations need more than all weights.")
     else:
         print("not yet: begin with one token in one layer. Does the number of heads matter?")
 
