@@ -33,6 +33,7 @@ class Control:
     high: float | None = None
     step: float = 1
     options: tuple = ()  # choices of a menu
+    slider: bool = False  # slide through the options instead
 
     def widget(
         self,
@@ -41,24 +42,27 @@ class Control:
         "The control as a widget."
         import ipywidgets as w
 
-        wide = w.Layout(width="22em")
+        wide = "46em" if isinstance(self.value, tuple) or not (self.options or self.high) else "24em"
+        tall = "13em" if isinstance(self.value, tuple) else None
+        look = {
+            "description": description,
+            "style": {"description_width": "initial"},
+            "layout": w.Layout(width=wide, height=tall, margin="2px 12px 2px 0"),
+        }
         if isinstance(self.value, tuple):
-            wide = w.Layout(width="36em", height="10em")
-            return w.SelectMultiple(
-                options=self.options, value=self.value, description=description, layout=wide
-            )
+            return w.SelectMultiple(options=self.options, value=self.value, **look)
         if self.options:
-            return w.Dropdown(options=self.options, value=self.value, description=description, layout=wide)
+            kind = w.SelectionSlider if self.slider else w.Dropdown
+            return kind(options=self.options, value=self.value, **look)
         if isinstance(self.value, bool):
-            return w.Checkbox(self.value, description=description, layout=wide)
+            return w.Checkbox(self.value, indent=False, **look)
         if self.high is not None:
             slider = w.FloatSlider if isinstance(self.value, float) else w.IntSlider
-            limits = {"min": self.low, "max": self.high, "step": self.step}
-            return slider(self.value, **limits, description=description, layout=wide)
-        return w.Text(self.value, description=description, layout=w.Layout(width="44em"))
+            return slider(self.value, min=self.low, max=self.high, step=self.step, **look)
+        return w.Text(self.value, **look)
 
 # %% ../../nbs/core/10_explorer.ipynb #6adb4e75
-_STYLE = "font-family:'DejaVu Sans',Helvetica,bertlab-hangul,sans-serif;font-size:13px;overflow-x:auto"
+_STYLE = "font-family:bertlab-hangul,'DejaVu Sans',Helvetica,sans-serif;font-size:13px;overflow-x:auto"
 
 
 class Explorer:
@@ -101,23 +105,40 @@ class Explorer:
         return w.VBox([w.Box(list(widgets.values()), layout=w.Layout(flex_flow="row wrap")), drawing])
 
 # %% ../../nbs/core/10_explorer.ipynb #1613a56a
-@lru_cache(maxsize=64)
-def _font_subset(characters: str) -> str | None:  # base64 of a font file, None where no font was found
-    "NanumGothic with these characters only."
+@lru_cache(maxsize=1)
+def _nanum_gothic():  # a fontTools TTFont, None where it is not installed
     spec = find_spec("koreanize_matplotlib")
     files = sorted(Path(spec.origin).parent.glob("fonts/NanumGothic.ttf")) if spec else []
     if not files:
         return None
-    from fontTools import subset
     from fontTools.ttLib import TTFont
 
-    options = subset.Options(hinting=False, layout_features=[], notdef_outline=True)
-    options.drop_tables += ["TSI0", "TSI1", "TSI2", "TSI3", "TSI5"]  # of the font's editor
-    chooser, font = subset.Subsetter(options), TTFont(files[0], lazy=True)
-    chooser.populate(text=characters)
-    chooser.subset(font)
-    out = io.BytesIO()
-    font.save(out)
+    return TTFont(files[0], lazy=True)
+
+
+@lru_cache(maxsize=256)
+def _small_font(characters: str) -> str | None:  # base64 of a font file, None without NanumGothic
+    "NanumGothic with these characters only, in milliseconds."
+    font = _nanum_gothic()
+    if font is None:
+        return None
+    from fontTools.fontBuilder import FontBuilder
+
+    shapes, widths = font["glyf"], font["hmtx"]
+    cmap = {ord(c): name for c in characters if (name := font.getBestCmap().get(ord(c)))}
+    names = dict.fromkeys([".notdef", *cmap.values()])
+    for name in list(names):  # a syllable may be put together from others
+        names |= dict.fromkeys(shapes[name].getComponentNames(shapes))
+    builder, out = FontBuilder(font["head"].unitsPerEm), io.BytesIO()
+    builder.setupGlyphOrder(list(names))
+    builder.setupCharacterMap(cmap)
+    builder.setupGlyf({name: shapes[name] for name in names})
+    builder.setupHorizontalMetrics({name: widths[name] for name in names})
+    builder.setupHorizontalHeader(ascent=font["hhea"].ascent, descent=font["hhea"].descent)
+    builder.setupNameTable({"familyName": "bertlab-hangul", "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(out)
     return base64.b64encode(out.getvalue()).decode()
 
 
@@ -126,11 +147,12 @@ def hangul_font_face(
 ) -> str:  # a style element, empty where no Hangul occurs
     "A font for the Hangul in a text, to be put in front of it; text fields of widgets use it, too."
     characters = "".join(sorted(set(re.findall("[ㄱ-ㆎ가-힣]", text))))
-    font = _font_subset(characters) if characters else None
+    font = _small_font(characters) if characters else None
     if not font:
         return ""
-    face = f"font-family:bertlab-hangul;src:url(data:font/ttf;base64,{font})"
-    fields = ".jupyter-widgets input,.jupyter-widgets select{font-family:Helvetica,bertlab-hangul,sans-serif}"
+    points = ",".join(f"U+{ord(c):X}" for c in characters)  # so that the fonts of a page add up
+    face = f"font-family:bertlab-hangul;src:url(data:font/ttf;base64,{font});unicode-range:{points}"
+    fields = ".jupyter-widgets input,.jupyter-widgets select{font-family:bertlab-hangul,Helvetica,sans-serif}"
     return f"<style>@font-face{{{face}}}{fields}</style>"
 
 # %% ../../nbs/core/10_explorer.ipynb #e3e66b1a
@@ -154,10 +176,12 @@ def bars_html(
     colour: str = PALETTE[0],
 ) -> str:
     "Labelled horizontal bars."
+    cell = "<td style='padding:1px 4px;text-align:{}'>{}</td>"
+    bar = "<div style='background:{};height:0.9em;width:{:.2f}em'></div>"
     lines = [
-        f"<tr><td style='text-align:right'>{html.escape(label)}</td><td style='width:18em;text-align:left'>"
-        f"<div style='background:{colour};height:0.9em;width:{max(value, 0.002):.1%}'></div></td>"
-        f"<td>{value:.3f}</td></tr>"
+        f"<tr>{cell.format('right', html.escape(label))}"
+        f"{cell.format('left;width:10em', bar.format(colour, max(10 * value, 0.03)))}"
+        f"{cell.format('right', f'{value:.3f}')}</tr>"
         for label, value in rows
     ]
     return f"<table>{''.join(lines)}</table>"
@@ -191,6 +215,7 @@ def lines_svg(
     curves: dict[str, Sequence[tuple[float, ...]]],  # label -> points (x, y), or (x, y, low, high) of a band
     x_label: str,
     log_x: bool = False,  # a logarithmic horizontal axis
+    at: float | None = None,  # a dashed line at this x
     width: int = 640,  # pixels
     height: int = 220,
 ) -> str:
@@ -216,6 +241,11 @@ def lines_svg(
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y[:, 0]))
         title = f"<title>{html.escape(label)}</title>"
         parts.append(f'<polyline points="{path}" fill="none" {strokes[-1]}>{title}</polyline>')
+    if at is not None:
+        x = f"{x_of(at):.1f}"
+        parts.append(
+            f'<line x1="{x}" x2="{x}" y1="8" y2="{height - 34}" stroke="#999" stroke-dasharray="3"/>'
+        )
     parts.append(f'<text x="{width - 16}" y="{height - 4}" text-anchor="end">{html.escape(x_label)}</text>')
     frame = f'viewBox="0 0 {width} {height}" width="{width}" role="img" style="max-width:100%;height:auto"'
     text = 'font-size="11" fill="currentColor"'
@@ -233,7 +263,8 @@ def heat_table(
     "A matrix of weights as coloured cells; the mouse shows query, key and weight."
     top = max(float(weights.max()), 1e-9)
     head = "".join(
-        f"<th style='writing-mode:vertical-rl;font-weight:normal'>{html.escape(c)}</th>" for c in columns
+        f"<th style='writing-mode:vertical-rl;font-weight:normal;white-space:nowrap'>{html.escape(c)}</th>"
+        for c in columns
     )
     lines = [f"<tr><td></td>{head}</tr>"] if labels else []
     for query, row in zip(rows, weights):
