@@ -29,7 +29,8 @@ texts = [text for text, _ in islice(open_corpus("default"), 500)] + ["언어 모
 tokenizer = train_tokenizer(texts, 200)
 size = EncoderConfig(tokenizer.get_vocab_size(), d_model=32, heads=2, d_ff=64, layers=2, max_len=64)
 models = {name: MaskedLM(size) for name in ("young", "old")}
-classifier = Classifier(models["old"].encoder, HeadConfig(n_filters=4), ("calm", "disaster"))
+
+classifier = Classifier(size, ("calm", "disaster"), HeadConfig(n_filters=4))
 """
 CALLS = {  # explorer -> how it is called, and what is typed into its text field
     "merges": ("explore_merges(tokenizer)", "빈칸을 채운다 again"),
@@ -45,8 +46,11 @@ CALLS = {  # explorer -> how it is called, and what is typed into its text field
 }
 KEEP_ALL_CELLS = {"windowingMode": "none"}  # cells out of sight stay in the page
 NOISE = ("Failed to load resource", "favicon")  # JupyterLab asks for optional files that are not there
-ALL_DONE = """() => jupyterapp.shell.currentWidget.content.widgets.every(c => c.model.executionCount !== null
-        || c.model.sharedModel.getOutputs().some(o => o.output_type === 'error'))"""
+DONE = """() => {
+    const cells = jupyterapp.shell.currentWidget.content.widgets;
+    return cells.every(c => c.model.executionCount !== null)
+        || cells.some(c => c.model.sharedModel.getOutputs().some(o => o.output_type === 'error'));
+}"""
 OUTPUTS = """() => jupyterapp.shell.currentWidget.content.widgets
     .filter(c => c.model.type === 'code').flatMap(c => c.model.sharedModel.getOutputs())"""
 DRAWN_ALIKE = """([one, other]) => {
@@ -111,7 +115,7 @@ def page(browser, lab, workspace):
     page.wait_for_function("() => window.jupyterapp?.shell.currentWidget?.context", timeout=60_000)
     page.evaluate(READY)
     page.evaluate("() => void jupyterapp.commands.execute('notebook:run-all-cells')")
-    page.wait_for_function(ALL_DONE, timeout=240_000)
+    page.wait_for_function(DONE, timeout=240_000)
     outputs = page.evaluate(OUTPUTS)
     assert [o for o in outputs if o["output_type"] in ("error", "stream")] == []
     assert len(outputs) == len(CALLS)
