@@ -1,4 +1,4 @@
-"""Export the package, execute notebooks in place (all, or the paths given), clean them, and write README.md."""
+"""Export the package, execute notebooks in place (all, or given paths), clean them, and write README.md."""
 
 import os
 import subprocess

@@ -128,7 +128,7 @@ def explore_masks(
                 hidden.add(i)
             lines.append(f"<td style='white-space:nowrap'>epoch {epoch}</td>{''.join(cells)}")
         rows = "".join(f"<tr style='text-align:center'>{line}</tr>" for line in lines)
-        note = f"{len(hidden)} of {len(original)} tokens predicted at least once{_unknown_note(original)}"
+        note = f"{len(hidden)} of {len(original)} tokens predicted at least once.{_unknown_note(original)}"
         return f"{tokens_html(looks, list(looks.values()))}<table>{rows}</table><p>{note}</p>"
 
     return Explorer(
@@ -146,7 +146,7 @@ def explore_masks(
 def _unknown_note(tokens: Sequence[str]) -> str:
     "Why a text became [UNK]s, if it did."
     lost = tokens.count("[UNK]")
-    return f"; {lost} × [UNK]: characters that this tokenizer has never met" if lost else ""
+    return f" {lost} × [UNK]: characters that this tokenizer has never met." if lost else ""
 
 # %% ../nbs/16_playground.ipynb #c6326e35
 def explore_packing(
@@ -269,17 +269,16 @@ def explore_fill_mask(
     def guesses(name: str, text: str) -> str:
         holes = fill_mask(named[name], tokenizer, text, 10)
         first, *others = text.split("[MASK]")
-        filled = html.escape(first)
-        for hole, rest in zip(holes, others):
-            filled += f"<b>{html.escape(hole[0][0].lstrip('▁'))}</b>{html.escape(rest)}"
+        best = [f"<b>{html.escape(hole[0][0].lstrip('▁'))}</b>" for hole in holes]
+        filled = html.escape(first) + "".join(b + html.escape(rest) for b, rest in zip(best, others))
         aside = "<div style='display:inline-block;vertical-align:top;margin-right:16px'>{}</div>"
-        tables = (
-            bars_html([(token.replace("▁", " ").strip() or "▁", p) for token, p in hole]) for hole in holes
-        )
-        return aside.format(f"<p>{html.escape(name)}: {filled}</p>{''.join(map(aside.format, tables))}")
+        shown = ([(t[1:] or "▁" if t[0] == "▁" else f"…{t}", p) for t, p in hole] for hole in holes)
+        tables = "".join(aside.format(bars_html(rows)) for rows in shown)
+        return aside.format(f"<p>{html.escape(name)}: {filled}</p>{tables}")
 
     def draw(text: str, model: str, beside: str) -> str:
-        return "".join(guesses(name, text) for name in dict.fromkeys((model, beside)) if name != "-")
+        columns = [guesses(name, text) for name in dict.fromkeys((model, beside)) if name != "-"]
+        return f"{''.join(columns)}<p>{_unknown_note(tokenizer.encode(normalize(text)).tokens)}</p>"
 
     return Explorer(
         draw,
@@ -317,7 +316,7 @@ def explore_attention(
             raise BertlabError("there is no word to attend to", hint="Type a sentence")
         tokens = [tokenizer.id_to_token(i) for i in ids]
         maps = attention_weights(model, torch.tensor(ids))[layer - 1]
-        note = f"<p>row: the query; column: the key{_unknown_note(tokens)}</p>"
+        note = f"<p>Row: the query; column: the key.{_unknown_note(tokens)}</p>"
         if head != "all":
             return heat_table(maps[int(head) - 1], tokens, tokens) + note
         small = [
