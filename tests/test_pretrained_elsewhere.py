@@ -335,6 +335,22 @@ def test_other_models_from_elsewhere_are_named_so(elsewhere, tweets, tmp_path):
     assert sum("elsewhere" in name for name in names) == 2
 
 
+@needs_minilm
+def test_the_bench_compares_packed_and_padded():
+    from bertlab.bench.pipeline import bench_sections
+    from bertlab.bench.training import pretrained_section, summarize_record
+
+    assert "pretrained" in bench_sections(torch.device("cpu")) and "pretrained" in bench_sections(
+        torch.device("cuda")
+    )
+    section = pretrained_section(torch.device("cpu"), sentences=8, batch_size=4, repeats=1)
+    [(title, rows)] = summarize_record({"result": {"pretrained": section}}).items()
+    assert "packed and padded" in title and len(rows) == 4
+    for row, measured in zip(rows, section["rows"]):
+        assert row["times as fast"] == measured["padded"] / measured["packed"] > 0
+        assert 0 <= measured["padding"] < 1
+
+
 # ---------------------------------------------------------------- what cannot be read
 
 

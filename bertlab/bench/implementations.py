@@ -220,7 +220,10 @@ def pretrained_encoders(
 ]:  # packed, padded: sentence ids -> hidden states [t, d]; the sentences
     "A BERT from elsewhere as bertlab computes it, and as `transformers` does, padded."
     from transformers import BertModel
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # do not list the tensors that are left out
     texts = [text for text, _ in open_corpus("default") if 5 <= len(text.split()) <= 30]
     encoder, tokenizer = load_encoder(CARRIED_BERT)
     bert = BertModel.from_pretrained(locate_model(CARRIED_BERT), add_pooling_layer=False).eval().to(device)

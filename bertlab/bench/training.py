@@ -379,7 +379,7 @@ def decompose_speedup(
 # %% ../../nbs/bench/02_training.ipynb #9985930b
 def pretrained_section(
     device: torch.device,
-    sentences: int = 1024,
+    sentences: int = 256,
     batch_size: int = 32,
     repeats: int = 3,  # turns
 ) -> dict:

@@ -76,7 +76,8 @@ def tweets_command(argv: list[str]):
     from bertlab.core.records import check_out
     from bertlab.study.tweets import run_tweets
 
-    check_out(args.out, args.model)
+    if not (args.out / "folds").is_dir():  # otherwise it goes on
+        check_out(args.out, args.model)
     run_tweets(args.data, args.model, args.out, args.folds, args.epochs, args.other_models)
     names = {"records": "records", "model": "model", "submission": "submission.csv"}
     print("\n" + "\n".join(f"{name}: {args.out / file}" for name, file in names.items()))
