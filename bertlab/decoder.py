@@ -342,7 +342,7 @@ class _Beams:
 # %% ../nbs/13_decoder.ipynb #6e1fe188
 def _extend(beams: _Beams, logp: Tensor, step: int, length_penalty: float) -> tuple[Tensor, Tensor]:
     "Keep the best complete hypothesis and the b best unfinished ones; returns their parents and ids [s, b]."
-    s, b = beams.live.shape
+    b = beams.live.shape[1]
     vocab = logp.shape[-1]
     scores = (beams.live[:, :, None] + logp).flatten(1)  # [s, b * v]
     score, at = scores.topk(min(2 * b, b * vocab))  # at most b of them end

@@ -1,6 +1,7 @@
 "What would happen on a GPU: the real code on a CPU that pretends to be one (see pretended_gpu.py)."
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from bertlab import training
 from bertlab.bench import training as races
 from bertlab.bpe import chars_per_token, train_tokenizer
 from bertlab.core.files import fingerprint
-from bertlab.data.parallel import EXAMPLE_PAIRS
 from bertlab.data.labeled import LabeledTexts
+from bertlab.data.parallel import EXAMPLE_PAIRS
 from bertlab.decoder import CausalLM, CausalLMTask, Transformer, beam_search, generate, greedy
 from bertlab.encoder import EncoderConfig
 from bertlab.finetuning import FinetuneConfig, finetune
@@ -229,7 +230,7 @@ def test_the_implementations_of_the_benchmark_never_wait(gpu, steady_waits):
         task, ahead = way.make(), setup.batches()
         gpu.reset()
         plan = [next(ahead) for _ in range(way.steps)]
-        seen[name] = steady_waits(lambda: races.time_steps(task, plan))
+        seen[name] = steady_waits(partial(races.time_steps, task, plan))
     assert {"bertlab, bf16", "torch encoder, fp32", "the study's way, fp32"} <= seen.keys()
     for name, waits in seen.items():
         theirs = sum(waits.values()) if name.startswith("transformers, ") else 0  # it looks for padding

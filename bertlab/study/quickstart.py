@@ -7,7 +7,7 @@ __all__ = ['PRETRAINING', 'FINETUNING', 'FILL_MASK_PROMPTS', 'run_finetuning', '
            'fill_examples', 'study_figures', 'run_quickstart', 'summary', 'shorten']
 
 # %% ../../nbs/study/09_quickstart.ipynb #ad810330
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -161,6 +161,7 @@ def study_figures(
 # %% ../../nbs/study/09_quickstart.ipynb #afb599f6
 def run_quickstart(
     folder: str | Path = "models/study",  # where the two models and their records go
+    estimate: Callable[[PretrainConfig], float | None] = lambda config: None,  # seconds that it should take
 ) -> dict:  # the two records
     "The main job: pre-train, fine-tune, compare, draw. What is already done is reused."
     folder = Path(folder)
@@ -174,7 +175,7 @@ def run_quickstart(
     data = prepare_data(PRETRAINING.data, PRETRAINING.encoder.max_len)
     say(f"1/4  text, vocabulary, token store{' (made before, reused)' if data.reused else ''}")
     say(f"2/4  pre-training{done('pretrained')}")
-    pretrained = pretrain(PRETRAINING, folder / "pretrained")
+    pretrained = pretrain(PRETRAINING, folder / "pretrained", estimate(PRETRAINING))
     say(f"3/4  fine-tuning and its baselines{done('classifier')}")
     finetuned = run_finetuning(
         FINETUNING, folder / "pretrained" / "model", read_labeled("default"), folder / "classifier"
