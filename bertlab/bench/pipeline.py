@@ -32,6 +32,7 @@ from torch import nn
 from .implementations import BenchmarkTask, batch_flops, naive_merges
 from bertlab.bench.training import (
     SHAPES,
+    launch_section,
     matmul_rates,
     pretrained_section,
     sample_batches,
@@ -387,6 +388,8 @@ def _cuda_sections() -> dict[str, Callable]:
         found[f"training_final_{size}"] = partial(
             training_section, "final", batch_size=size, steps=20, only=_is_fast_on_gpu
         )
+    found["launches"] = launch_section
+    found["blocks_final_1024"] = partial(training_section, "final", batch_size=1024, steps=20, blocks=True)
     found["loop"] = partial(loop_section, shapes=("final",))
     found["scaling"] = partial(scaling_section, width=1024, tokens=65536, precision="bf16")
     return found
@@ -399,6 +402,8 @@ def _cpu_sections() -> dict[str, Callable]:
         "training_small_128": partial(training_section, "small", steps=3, repeats=3),
         "training_middle_128": partial(training_section, "middle", steps=2, repeats=2),
         "training_small_128_all_lengths": partial(training_section, "small", **all_lengths),
+        "blocks_small_128": partial(training_section, "small", steps=3, repeats=3, blocks=True),
+        "blocks_middle_128": partial(training_section, "middle", steps=2, repeats=3, blocks=True),
         "loop": partial(loop_section, shapes=("small", "middle"), steps=4, repeats=2),
         "tokenizing": tokenizing_section,
         "bpe": bpe_section,

@@ -31,9 +31,10 @@ def study_command(argv: list[str]):
         out: Path = Path("models/study")  # Folder of the two models.
 
     args = parse_args(Study, argv, "study")
+    from bertlab.bench.estimate import predict_seconds
     from bertlab.study.quickstart import run_quickstart
 
-    run_quickstart(args.out)
+    run_quickstart(args.out, predict_seconds)
 
 
 def data_command(argv: list[str]):
@@ -96,16 +97,20 @@ def pretrain_command(argv: list[str]):
         config: PretrainConfig = field(default_factory=PretrainConfig)
 
     args = parse_args(Pretrain, argv, "pretrain")
+    seconds = None
     with process_group():
         if get_rank() == 0:
             check_out(args.out)
             if not (args.out / "record.json").is_file():
-                print(announce_pretraining(args.config, default_device()), flush=True)
-        record, is_main = pretrain(args.config, args.out), get_rank() == 0
+                line, seconds = announce_pretraining(args.config, default_device())
+                print(line, flush=True)
+        record, is_main = pretrain(args.config, args.out, seconds), get_rank() == 0
     if not is_main:
         return
     scores = (("unigram", record["unigram"]), ("BERT", record["result"]))
     print(format_table([{"model": name, **values} for name, values in scores]))
+    if "estimated_seconds" in record:
+        print(f"{record['seconds']:.0f} s, {record['estimated_seconds']:.0f} s expected")
     print_notes(record.get("notes", []))
     print(f"\nmodel: {args.out / 'model'}")
 

@@ -8,7 +8,7 @@ __all__ = ['PRETRAINING', 'FINETUNING', 'TASKS', 'QUESTIONS', 'FILL_MASK_PROMPTS
            'run_quickstart', 'summary', 'shorten']
 
 # %% ../../nbs/study/09_quickstart.ipynb #ad810330
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -234,6 +234,7 @@ def plot_task(
 # %% ../../nbs/study/09_quickstart.ipynb #afb599f6
 def run_quickstart(
     folder: str | Path = "models/study",  # where the models and the records go
+    estimate: Callable[[PretrainConfig], float | None] = lambda config: None,  # seconds that it should take
 ) -> dict[str, dict]:  # the records: pretraining, fill_mask, and those of `finetune_tasks`
     "The main job: pre-train, fine-tune, compare, draw. What is already done is reused."
     folder = Path(folder)
@@ -245,7 +246,7 @@ def run_quickstart(
     say(f"1/4  text, vocabulary, token store{' (made before, reused)' if data.reused else ''}")
     is_done = (folder / "pretrained" / "record.json").is_file()
     say(f"2/4  pre-training{' (done before, reused)' if is_done else ''}")
-    pretrained = pretrain(PRETRAINING, folder / "pretrained")
+    pretrained = pretrain(PRETRAINING, folder / "pretrained", estimate(PRETRAINING))
     say("3/4  fine-tuning on two tasks, each with its baselines and without pre-training")
     records = {"pretraining": pretrained} | finetune_tasks(folder)
     guesses = fill_examples(folder / "pretrained" / "model")
