@@ -270,7 +270,7 @@ def rotate(
     "Rotary positions: turn each pair of numbers by an angle that grows with the position."
     half = x.shape[-1] // 2
     rate = 10000.0 ** -(torch.arange(half, device=x.device) / half)
-    angle = (position_ids[:, None] * rate).view(len(x), *[1] * (x.ndim - 2), half)
+    angle = (position_ids[:, None] * rate).view(-1, *[1] * (x.ndim - 2), half)
     a, b = x.chunk(2, -1)
     turned = [a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()]
     return torch.cat(turned, -1).to(x.dtype)
