@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NBS, SRC, SITE = ROOT / "nbs", ROOT / "_docs" / "src", ROOT / "_docs" / "html"
 SECTIONS = {  # caption in the navigation -> folder of notebooks
     "Course": ".",
-    "Exercises": "exercises",
+    "Solutions of the exercises": "exercises",
     "Reports": "reports",
     "Study": "study",
     "Bench": "bench",
@@ -47,16 +47,29 @@ def tidy_code(cell: NotebookNode) -> list[str]:
         return ["remove-cell"]
     if shows_output_only:
         return ["remove-input"]
-    if imports_only or len(lines) > LONG_CELL or "solution" in cell.metadata.get("tags", []):
+    if imports_only or len(lines) > LONG_CELL:
         return ["hide-input"]
     return []
 
 
-def tidy(notebook: NotebookNode) -> NotebookNode:
+def fold(cell: NotebookNode):
+    "Fold a part of a solution away; headings with what is asked, and the way on, stay open."
+    if cell.cell_type == "code":
+        cell.metadata["tags"] = [*cell.metadata.get("tags", []), "hide-cell"]
+    elif not cell.source.startswith(("#", "Next:")):
+        cell.source = f"<details><summary>Explanation</summary>\n\n{cell.source}\n\n</details>"
+
+
+def tidy(
+    notebook: NotebookNode,
+    solutions: bool = False,  # fold everything that a reader may want to find out without help
+) -> NotebookNode:
     "A notebook for the site: no directives, imports and long cells folded, pictures where the site has them."
     notebook.metadata.pop("widgets", None)
     notebook.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
     for cell in notebook.cells:
+        if solutions:
+            fold(cell)
         if cell.cell_type == "code":
             cell.metadata["tags"] = sorted({*cell.metadata.get("tags", []), *tidy_code(cell)})
             cell.outputs = [tidy_output(o) for o in cell.outputs if WIDGET not in o.get("data", {})]
@@ -135,7 +148,8 @@ def write_sources():
         for path in notebooks(folder):
             target = SRC / path.relative_to(NBS)
             target.parent.mkdir(parents=True, exist_ok=True)
-            nbformat.write(tidy(nbformat.read(path, as_version=4)), target)
+            notebook = nbformat.read(path, as_version=4)
+            nbformat.write(tidy(notebook, solutions=folder == "exercises"), target)
             pages.append(str(path.relative_to(NBS).with_suffix("").as_posix()))
         if pages:
             navigation.append(toctree(caption, pages))

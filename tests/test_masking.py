@@ -6,10 +6,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bertlab.bpe import MASK_ID, SPECIAL_TOKENS
 from bertlab.core.files import BertlabError
-from bertlab.masking import KIND_SALT, STRATEGIES, TOKEN_SALT, MaskingConfig, hash32, mask_batch
+from bertlab.masking import (
+    KIND_SALT,
+    STRATEGIES,
+    TOKEN_SALT,
+    MaskingConfig,
+    hash32,
+    mask_batch,
+    select_masked,
+)
 from bertlab.packing import Layout, PackedBatch
 
 FIRST = len(SPECIAL_TOKENS)
@@ -113,6 +122,73 @@ def test_replacements_and_positions_have_their_probabilities(seed):
     assert within((seen == MASK_ID).sum(), 0.8) and within((seen == masked.targets).sum(), 0.1 + 0.1 / 100)
     where = torch.bincount(masked.masked_indices % 20, minlength=20)
     assert ((where - 450).abs() <= 5 * math.sqrt(3000 * 0.15 * 0.85)).all()
+
+
+def test_random_tokens_are_spread_over_the_vocabulary():
+    batch, config = make([20] * 3000, 1005), MaskingConfig(mask_replace_prob=0.0, random_replace_prob=1.0)
+    masked = mask_batch(batch, 1005, config, 0, 0)
+    random = masked.inputs[masked.masked_indices]
+    tenths = torch.bincount((random - FIRST) // 100, minlength=10)
+    assert len(tenths) == 10
+    assert ((tenths - 900).abs() <= 5 * math.sqrt(9000 * 0.1 * 0.9)).all()
+
+
+def test_masks_of_neighbours_have_nothing_in_common_but_chance():
+    batch = make([20] * 2000, 100)
+    chosen = torch.zeros(40, 2000, 20, dtype=torch.bool)
+    for epoch in range(40):
+        chosen[epoch].view(-1)[mask_batch(batch, 100, MaskingConfig(), 0, epoch).masked_indices] = True
+    for a, b in [
+        (chosen[1:], chosen[:-1]),
+        (chosen[:, 1:], chosen[:, :-1]),
+        (chosen[:, 64:], chosen[:, :-64]),
+    ]:
+        together = (a & b).double().mean().item()
+        assert abs(together - 0.15**2) <= 5 * math.sqrt(0.15**2 / a.numel())
+
+
+@pytest.mark.parametrize(
+    "lengths, probability, expected",
+    [
+        ([4, 3], 0.5, [1, 3, 4, 6]),
+        ([4, 3], 0.01, [3, 6]),
+        ([4, 3], 1.0, list(range(7))),
+        ([0, 7, 0], 0.01, [3]),
+    ],
+)
+def test_the_smallest_hashes_are_chosen(lengths, probability, expected):
+    hashes = torch.tensor([70, 20, 90, 10, 50, 80, 30])
+    assert select_masked(hashes, Layout.from_lengths(lengths), probability).tolist() == expected
+
+
+class CountOperations(TorchDispatchMode):
+    "Counts the tensor operations that run while it is on."
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_there_is_no_hidden_loop():
+    counts = []
+    for n in (2, 200):
+        with CountOperations() as counter:
+            mask_batch(make([9] * n, 100), 100, MaskingConfig(), 0, 0)
+        counts.append(counter.count)
+    assert counts[0] == counts[1]
+
+
+def test_a_seed_changes_the_masks():
+    batch = make([20] * 10, 100)
+    one, other = (mask_batch(batch, 100, MaskingConfig(), seed, 0) for seed in (0, 1))
+    assert not torch.equal(one.inputs, other.inputs)
+
+
+def test_a_vocabulary_without_a_token_is_refused():
+    with pytest.raises(BertlabError, match="no token to replace"):
+        mask_batch(make([5], FIRST + 1), FIRST, MaskingConfig(), 0, 0)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
