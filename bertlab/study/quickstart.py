@@ -15,7 +15,7 @@ import numpy as np
 
 from ..core.files import file_sha256, fingerprint
 from ..core.plotting import save_figure, set_plot_style
-from ..core.records import default_device, run_or_load, run_record
+from ..core.records import default_device, events_dir, run_or_load, run_record
 from ..core.reporting import format_table, plot_histories
 from ..core.saving import find_model_folder
 from ..data.labeled import LabeledTexts, read_labeled
@@ -42,8 +42,10 @@ def run_finetuning(
     data: LabeledTexts,
     folder: str | Path,  # where the run lives: checkpoints/, then model/ and record.json
     valid: float = 0.1,  # fraction of the texts that is held out for validation
+    tensorboard: bool = False,  # write the history as it grows to tensorboard/, too
 ) -> dict:  # the run record
     "Fine-tune a pre-trained model and its baselines on one split; goes on where it was stopped."
+    board = events_dir(folder, tensorboard)
     about = describe_data(data)
     weights = file_sha256(find_model_folder(model) / "model.safetensors")[:16]
     settings = asdict(config) | {"valid": valid}
@@ -52,7 +54,7 @@ def run_finetuning(
         mlm, tokenizer = load_model(model)
         train, held_out = holdout(data, valid)
         encoder = mlm.encoder.to(default_device())
-        done = finetune(encoder, tokenizer, data, train, held_out, config, folder=folder)
+        done = finetune(encoder, tokenizer, data, train, held_out, config, folder=folder, tensorboard=board)
         scores = classification_scores(data.labels[held_out], done.probabilities)
         save_classifier(done.model.cpu(), tokenizer, folder / "model", extra={"result": scores})
         result = evaluate_classifier(data, train, held_out, done.probabilities)
