@@ -73,7 +73,7 @@ def check_classes(
     check_classification_targets(y)
     classes, numbers = np.unique(y, return_inverse=True)
     if len(classes) < 2:
-        problem = f"all texts have the same class ({classes[0]})"
+        problem = f"all texts are of one class ({classes[0]})"
         raise TextInputError(problem, hint="Add texts of another class")
     return classes, numbers.astype(np.int64)
 

@@ -261,9 +261,7 @@ def history_events(
     if folder is None:
         yield lambda row: None
         return
-    writer_class, folder = _import_summary_writer(), Path(folder)
-    for old in folder.glob("events.out.tfevents.*"):
-        old.unlink()
+    writer_class = _import_summary_writer()
     started = time.time() - (history[-1]["seconds"] if history else 0.0)
     with writer_class(folder, purge_step=0) as writer:
 
