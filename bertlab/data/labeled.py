@@ -275,7 +275,7 @@ def _table_frame(
 
 
 def read_labeled(
-    source,  # "default", the folder of the disaster tweets, a .csv or .tsv; or a DataFrame, or a data set of `datasets`
+    source,  # "default", the tweets' folder, a .csv or .tsv; a DataFrame, or a data set of `datasets`
     positive: str | None = None,  # the class to look for, of two; None: chosen by name
 ) -> LabeledTexts:
     "Labelled texts: the default, Kaggle's disaster tweets, or a table with the columns text and label."
