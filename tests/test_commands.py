@@ -470,7 +470,7 @@ def test_every_row_of_a_table_has_its_answer(home, capsys):
 def test_a_pipe_and_a_file_have_the_same_lines(home, capsys, monkeypatch, end):
     "Seen before: a pipe was cut at form feeds and the like, a file was not; one with old line ends was one text."
     content = end.join(
-        ["a\x0cb c".encode(), "d\u2028e\x1cf".encode(), b"", b"g\x85".decode("latin1").encode()]
+        [b"a\x0cb c", "d\u2028e\x1cf".encode(), b"", b"g\x85".decode("latin1").encode()]
     )
     (home / "lines.txt").write_bytes(content + end)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content + end)))

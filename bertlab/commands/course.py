@@ -403,6 +403,9 @@ def export_command(argv: list[str]):
         to: Path  # The new folder.
 
     args = parse_args(Export, argv, "export")
+    from bertlab.core.files import check_output
+
+    check_output(args.to, args.model)
     if find_spec("transformers") is None:
         raise BertlabError("transformers is not installed", hint="Run: pip install 'bertlab[interop]'")
     from bertlab.core.files import check_output
