@@ -171,10 +171,10 @@ def test_nodes_need_no_common_folder(workdir, config, ddp_run):
     wait_for_checkpoint(folder / "out", nodes[0])
     for node in nodes:
         node.send_signal(signal.SIGTERM)
-    assert all(node.wait() for node in nodes) and not (folder / "out" / "record.json").exists()
+    assert all(node.wait(timeout=300) for node in nodes) and not (folder / "out" / "record.json").exists()
     assert list((folder / "out").glob("checkpoints/step-*"))
     for node in start_nodes(config, folder, [text, text]):
-        assert node.wait() == 0, node.stderr.read()
+        assert node.wait(timeout=300) == 0, node.stderr.read()
     assert history(folder / "out") == history(ddp_run)
     same = [(run / "model" / "model.safetensors").read_bytes() for run in (folder / "out", ddp_run)]
     assert same[0] == same[1]
@@ -184,9 +184,9 @@ def test_nodes_need_no_common_folder(workdir, config, ddp_run):
 def test_a_node_with_another_text_is_refused(workdir, config):
     text = (workdir / "text.txt").read_text(encoding="utf8")
     nodes = start_nodes(config, workdir / "other", [text, text.replace("sorted", "broken")])
-    said = [node.communicate()[1] for node in nodes]
+    said = [node.communicate(timeout=300)[1] for node in nodes]
     assert all(node.returncode for node in nodes)
     lines = [[line for line in err.splitlines() if line.startswith("bertlab:")] for err in said]
-    assert len(lines[1]) == 1 and "process 1 has another text than the main process (corpus: " in lines[1][0]
+    assert len(lines[1]) == 1 and "process 1 has another corpus than the main process (" in lines[1][0]
     assert len(lines[0]) <= 1 and all("another process of this run has ended" in line for line in lines[0])
     assert not list((workdir / "other").rglob("model.safetensors"))
