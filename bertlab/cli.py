@@ -88,10 +88,21 @@ def run_command(argv: list[str]):
         COMMANDS[argv[0]](argv[1:])
 
 
+def _give_up_output():
+    "Forget what standard output does not take, so that Python does not try again at its end."
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        sys.stdout = open(os.devnull, "w")
+
+
 def main(
     argv: list[str] | None = None,  # the words after `bertlab`; those of the command line if None
 ) -> int:  # the exit status: 0, 2 for a problem that has a message, 130 when stopped
     "The `bertlab` command."
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started this process
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -105,6 +116,7 @@ def main(
         return 0
     except (BertlabError, OSError, MemoryError, OverflowError) as e:
         print(f"bertlab: {format_error(e)}", file=sys.stderr)
+        _give_up_output()
         return 2
     except RuntimeError as e:  # torch's way to say that the memory is full, on a CPU and on a GPU
         if "can't allocate memory" not in str(e) and type(e).__name__ != "OutOfMemoryError":

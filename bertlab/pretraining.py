@@ -17,6 +17,7 @@ from torch import Tensor
 from .bpe import MAX_WORD_CHARS, chars_per_token
 from bertlab.core.distributed import (
     broadcast_object,
+    check_same,
     get_rank,
     get_world_size,
     rescale_loss,
@@ -252,8 +253,7 @@ def _check_tokenizer(folder: Path, tokenizer: Tokenizer):
     if list_checkpoints(folder) and path.is_file() and (before := read_json(path)) != now:
         problem = f"holds a run on another tokenizer ({now}, was {before})"
         raise BertlabError(problem, folder, hint="Choose another folder, or delete this one")
-    if get_rank() == 0:
-        write_json(path, now)
+    write_json(path, now)
 
 
 def _notes(result: dict, unigram: dict, corpus: dict) -> list[str]:
@@ -272,7 +272,9 @@ def _train(
 ) -> dict:  # the record; empty in all processes but the first
     "Prepare the data, build the model, train it, save it, and describe the run."
     data = prepare_data(config.data, config.encoder.max_len)
-    _check_tokenizer(folder, data.tokenizer)
+    if get_rank() == 0:
+        _check_tokenizer(folder, data.tokenizer)
+    check_same({"corpus": data.corpus["fingerprint"], "tokenizer": tokenizer_fingerprint(data.tokenizer)})
     torch.manual_seed(config.train.seed)
     model = config.build_model(data.tokenizer.get_vocab_size()).to(default_device())
     task = config.build_task(model, data)

@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast
 
 from bertlab import bpe
 from bertlab.core.files import BertlabError
@@ -235,7 +234,7 @@ def test_nothing_to_learn_from(sentences):
 def test_saved_tokenizers_open_everywhere(tokenizer, tmp_path):
     path = tmp_path / "tokenizer.json"
     save_tokenizer(tokenizer, path)
-    hub = PreTrainedTokenizerFast(
+    hub = pytest.importorskip("transformers").PreTrainedTokenizerFast(
         tokenizer_file=str(path), mask_token="[MASK]", unk_token="[UNK]", pad_token="[PAD]"
     )
     for text in TEXTS:

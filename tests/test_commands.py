@@ -58,6 +58,8 @@ def home(tmp_path, monkeypatch):
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content, encoding="utf8")
+    os.link(tmp_path / "d.csv", tmp_path / "hard.csv")
+    (tmp_path / "soft.csv").symlink_to("d.csv")
     return tmp_path
 
 
@@ -85,6 +87,21 @@ def snapshot(folder):
     [
         "predict clf --tweets test.csv --out results",
         "predict clf --file d.csv --out results",
+        "predict clf --file d.csv --out d.csv",
+        "predict clf --file d.csv --out hard.csv",
+        "predict clf --file d.csv --out soft.csv",
+        "predict clf --tweets test.csv --out test.csv",
+        "predict clf --file d.csv --out clf/config.json",
+        "predict clf --file d.csv --out clf/predictions.csv",
+        "predict M --file d.csv --out M/record.json",
+        "predict M --file d.csv --out M/model/predictions.csv",
+        "export mlm --to mlm/exported",
+        "study --out mlm",
+        "study --out d.csv",
+        "bench --out d.csv",
+        "trials run T5 --folder d.csv",
+        "sweep FT.1 --model mlm --data d.csv --folder d.csv/records",
+        "pretrain --corpus text.txt --out=",
         "finetune --model M/model --data d.csv --out M/model",
         "finetune --model M --data d.csv --out M",
         "finetune --model mlm --data d.csv --out clf",
@@ -431,3 +448,100 @@ def test_a_finished_run_can_be_read_where_nothing_can_be_written(home):
             path.chmod(0o755 if path.is_dir() else 0o644)
         done = as_nobody("fill-mask", "run", "the [MASK] is sorted", cwd=folder)
     assert done.returncode == 0 and done.stdout.startswith("[MASK] 1: "), done.stderr
+
+
+# ---------------------------------------------------------------- every text has its answer
+
+
+def answers(capsys, *words):
+    "The texts of a prediction, and what else was said."
+    assert cli.main(["predict", "clf", *map(str, words), "--format", "csv"]) == 0
+    said = capsys.readouterr()
+    return [row["text"] for row in csv.DictReader(io.StringIO(said.out))], said.err
+
+
+def test_every_row_of_a_table_has_its_answer(home, capsys):
+    "Seen before: rows without a text were left out without a word, so that answers and rows were shifted."
+    (home / "gap.csv").write_text("id,text\n1,a fire\n2,\n3,b\n")
+    assert answers(capsys, "--file", "gap.csv")[0] == ["a fire", "", "b"]
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_a_pipe_and_a_file_have_the_same_lines(home, capsys, monkeypatch, end):
+    "Seen before: a pipe was cut at form feeds and the like, a file was not; one with old line ends was one text."
+    content = end.join([b"a\x0cb c", "d\u2028e\x1cf".encode(), b"", b"g\x85".decode("latin1").encode()])
+    (home / "lines.txt").write_bytes(content + end)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content + end)))
+    texts = answers(capsys, "-")[0]
+    assert texts == answers(capsys, "--file", "lines.txt")[0] == ["a\x0cb c", "d\u2028e\x1cf", "g\x85"]
+
+
+def test_a_text_that_is_cut_is_told(home, capsys):
+    assert "of 1 texts only the first 40 tokens are read" in answers(capsys, "x " * 100, "short")[1]
+
+
+@pytest.mark.parametrize(
+    "name, content, says",
+    [
+        ("p.jsonl", b'{"text": "a"}\n', "neither a table nor lines"),
+        ("p.JSON", b"[]", "neither a table nor lines"),
+        ("p.xlsx", b"PK\x03\x04", "neither a table nor lines"),
+        ("p.csv.bz2", b"BZh91AY&SY", "compressed by bzip2"),
+        ("p.txt", b"\x1f\x8b\x08\0", "compressed by gzip, not text. Let its name end in .gz"),
+        ("p.csv", b"\x28\xb5\x2f\xfd", "compressed by zstd"),
+        ("q.csv", b"id,tweet\n1,a\n", "there is no column 'text' (there is 'id', 'tweet')"),
+        ("s.csv", b"id;text\n1;a, b\n", "separated by semicolons"),
+        ("t.csv", b"id\ttext\n1\ta\n", "separated by tabs. Separate the columns by commas, or let the name"),
+    ],
+)
+def test_other_formats_are_not_taken_for_texts(home, capsys, name, content, says):
+    (home / name).write_bytes(content)
+    assert says in fails(capsys, "predict", "clf", "--file", name)
+
+
+def test_standard_streams_may_be_closed_or_full():
+    "Seen before: a traceback, since Python has no sys.stdout then."
+    run = f"{sys.executable} -m bertlab"
+    words = ["--help >&-", "nothing 2>&-", "--help >&- 2>&- <&-"] + ["--help >/dev/full"] * Path(
+        "/dev/full"
+    ).exists()
+    script = "; ".join(f"{run} {word}; echo $? >&9" for word in words)
+    said = subprocess.run(["bash", "-c", f"exec 9>&1; {script}"], capture_output=True, text=True, env=ENV)
+    assert said.stdout.split()[-len(words) :] == ["0", "2", "0", "2"][: len(words)]
+    assert "Traceback" not in said.stderr and "Exception ignored" not in said.stderr
+    assert said.stderr.count("\n") <= 1
+
+
+# ---------------------------------------------------------------- records edited by hand
+
+
+def test_records_edited_by_hand(home, capsys):
+    "Seen before: the edited scores came back as the run's, and other shapes ended in a traceback."
+    words = ["pretrain", "--corpus", "text.txt", "--out", "r", *TINY]
+    assert cli.main(words) == 0
+    record = json.loads((home / "r/record.json").read_text())
+    for change in ({"unigram": None}, {"result": []}, {"result": {"loss": 0.001}}, {"notes": 5}):
+        (home / "r/record.json").write_text(json.dumps(record | change))
+        assert "was edited after the run had written it" in fails(capsys, *words)
+        unsealed = {k: v for k, v in (record | change).items() if k != "seal"}
+        (home / "r/record.json").write_text(json.dumps(unsealed))
+        if change != {"result": {"loss": 0.001}}:
+            capsys.readouterr()
+            assert "is not the record of such a run" in fails(capsys, *words)
+    (home / "r/record.json").write_text(json.dumps(record))
+    assert cli.main(words) == 0
+
+
+@pytest.mark.parametrize("change", ["names", "groups"])
+def test_a_finetuning_is_known_by_its_labels_and_groups(home, capsys, change):
+    "Seen before: with other names of the classes, or another split, the old scores came back as new."
+    words = "finetune --model mlm --data d.csv --out f --epochs 1 --n-filters 2 --batch-size 8".split()
+    assert cli.main(words) == 0
+    capsys.readouterr()
+    header, *rows = (home / "d.csv").read_text().split("\n")
+    if change == "names":
+        rows = [row[:-1] + {"0": "bad", "1": "good"}[row[-1]] for row in rows]
+    else:
+        header, rows = header + ",group", [f"{row},{i % 9}" for i, row in enumerate(rows)]
+    (home / "d.csv").write_text("\n".join([header, *rows]))
+    assert "holds a run on another data" in fails(capsys, *words)

@@ -634,6 +634,15 @@ def test_fingerprints_see_every_byte_and_cost_once(tmp_path, monkeypatch):
         file.seek(33_333_333)
         file.write(b"#")
     assert corpora.open_corpus(path).fingerprint != first and hashed == [path]
+    second = corpora.open_corpus(path).fingerprint
+    with open(path, "r+b") as file:
+        file.write(b"#")
+    os.utime(path, (1e9, 1e9))
+    third = corpora.open_corpus(path).fingerprint
+    with open(path, "r+b") as file:
+        file.write(b"*")
+    os.utime(path, (1e9, 1e9))  # size, time and place are those of the one before
+    assert len({second, third, corpora.open_corpus(path).fingerprint}) == 3
     for note in (tmp_path / "cache" / "fingerprints").glob("*.json"):
         note.write_text("[null]")
     assert corpora.open_corpus(path).fingerprint != first

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -72,15 +73,48 @@ def command(config, out):
     ]
 
 
-def start(config, out):
+def start(config, out, words=None, **where):
+    "Start a run of two processes; or, with `words`, something else in the same environment."
     env = os.environ | {
         "TQDM_DISABLE": "1",
         "OMP_NUM_THREADS": "1",
         "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}",
     }
-    return subprocess.Popen(
-        command(config, out), env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    env |= where.pop("env", {})
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(words or command(config, out), env=env, **pipes, **where)
+
+
+def start_nodes(config, folder, texts):
+    "Start a run on two nodes, each with its own text, cache and current folder; only the first sees `out`."
+    port, nodes = free_port(), []
+    for rank, text in enumerate(texts):
+        node = folder / f"node{rank}"
+        node.mkdir(parents=True, exist_ok=True)
+        (node / "text.txt").write_text(text, encoding="utf8")
+        here = replace(config, data=replace(config.data, corpus="text.txt"))
+        words = command(here, folder / "out" if rank == 0 else "out")[len(TORCHRUN) :]
+        env = {"BERTLAB_CACHE": str(node / "cache")} | {  # as torchrun sets them
+            "RANK": str(rank),
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "TORCHELASTIC_RUN_ID": "two nodes",
+        }
+        nodes.append(start(config, None, [sys.executable, "-m", "bertlab", *words], cwd=node, env=env))
+    return nodes
+
+
+def wait_for_checkpoint(run, process):
+    while not list(run.glob("checkpoints/step-*")) and process.poll() is None:
+        time.sleep(0.01)
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def history(run):
@@ -116,8 +150,7 @@ def test_two_processes_have_the_curve_of_one(workdir, config, ddp_run):
 
 def test_stopped_and_started_again_it_ends_the_same(workdir, config, ddp_run):
     process = start(config, workdir / "stopped")
-    while not list((workdir / "stopped").glob("checkpoints/step-*")) and process.poll() is None:
-        time.sleep(0.01)
+    wait_for_checkpoint(workdir / "stopped", process)
     process.send_signal(signal.SIGTERM)
     assert process.wait() != 0
     assert (
@@ -129,3 +162,31 @@ def test_stopped_and_started_again_it_ends_the_same(workdir, config, ddp_run):
     assert history(workdir / "stopped") == history(ddp_run)
     same = [(run / "model" / "model.safetensors").read_bytes() for run in (workdir / "stopped", ddp_run)]
     assert same[0] == same[1]
+
+
+def test_nodes_need_no_common_folder(workdir, config, ddp_run):
+    "Seen before: after a stop the second node began anew, and the two trained two different models as one."
+    text, folder = (workdir / "text.txt").read_text(encoding="utf8"), workdir / "nodes"
+    nodes = start_nodes(config, folder, [text, text])
+    wait_for_checkpoint(folder / "out", nodes[0])
+    for node in nodes:
+        node.send_signal(signal.SIGTERM)
+    assert all(node.wait(timeout=300) for node in nodes) and not (folder / "out" / "record.json").exists()
+    assert list((folder / "out").glob("checkpoints/step-*"))
+    for node in start_nodes(config, folder, [text, text]):
+        assert node.wait(timeout=300) == 0, node.stderr.read()
+    assert history(folder / "out") == history(ddp_run)
+    same = [(run / "model" / "model.safetensors").read_bytes() for run in (folder / "out", ddp_run)]
+    assert same[0] == same[1]
+    assert sorted(p.name for p in (folder / "node1").iterdir()) == ["cache", "text.txt"]
+
+
+def test_a_node_with_another_text_is_refused(workdir, config):
+    text = (workdir / "text.txt").read_text(encoding="utf8")
+    nodes = start_nodes(config, workdir / "other", [text, text.replace("sorted", "broken")])
+    said = [node.communicate(timeout=300)[1] for node in nodes]
+    assert all(node.returncode for node in nodes)
+    lines = [[line for line in err.splitlines() if line.startswith("bertlab:")] for err in said]
+    assert len(lines[1]) == 1 and "process 1 has another corpus than the main process (" in lines[1][0]
+    assert len(lines[0]) <= 1 and all("another process of this run has ended" in line for line in lines[0])
+    assert not list((workdir / "other").rglob("model.safetensors"))

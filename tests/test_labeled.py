@@ -92,7 +92,7 @@ def test_what_csv_writes_is_read(tmp_path_factory, suffix, delimiter, rows):
         ("text,label\n", ["there is no text"]),
         ("text,label,text\na,b,c\n", ["row 1", "two columns are called 'text'"]),
         ("text,label,target\na,b,c\n", ["row 1", "'label' and 'target'", "Keep one"]),
-        ("text;label\na;b\n", ["row 1", "commas, not semicolons"]),
+        ("text;label\na;b\n", ["row 1", "separated by semicolons. Separate the columns by commas"]),
         ('text,label\n"a\nb",x\n" ",y\n', ["row 3", "the text is empty"]),
         ("text,label\na,x\nb,\n", ["row 3", "the label is missing"]),
         ("text,label,group\na,x,1\nb,y,\n", ["row 3", "the group is empty"]),
@@ -277,3 +277,39 @@ def test_labels_of_a_dataframe():
     texts = pd.Series(["half \ud83d", "b"], dtype=object)
     frame = pd.DataFrame({"text": texts, "label": ["x", "y"]})
     assert validate_labels(frame).texts[0] == "half \ufffd"
+
+
+# ---------------------------------------------------------------- files of other programs
+
+
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        ("id;text;label\n1;a, b;x\n2;c;y\n", "separated by semicolons"),
+        ("sep=;\ntext;label\na;x\n", "separated by semicolons"),
+        ("text|label\na, b|x\n", "separated by bars"),
+        (
+            "text\tlabel\na\tx\n",
+            "separated by tabs. Separate the columns by commas, or let the name end in .tsv",
+        ),
+    ],
+)
+def test_columns_that_are_not_separated_by_commas(table, content, says):
+    "Seen before: advice on quotes, since a semicolon did not count and a comma in a text did."
+    assert_error(lambda: read_labeled(table(content)), "row 1", says)
+
+
+def test_a_table_with_the_line_ends_of_old_macs(table):
+    data = read_labeled(table('text,label\r"a, b",x\rc,y\r'))
+    assert data.texts == ["a, b", "c"] and data.names == ("x", "y")
+
+
+def test_a_positive_class_is_one_of_two(table):
+    "Seen before: with three classes the wish was ignored."
+    path = table("text,label\na,x\nb,y\nc,z\n")
+    assert_error(lambda: read_labeled(path, "x"), "one of two, there are 3: x, y, z")
+
+
+def test_labels_with_spaces_around_them_are_told(table):
+    data = read_labeled(table("text,label\na, x\nb,x\nc,y\n"))
+    assert data.names == ("x", "y") and "the spaces around some labels do not count" in data.notes

@@ -249,7 +249,7 @@ def test_a_finished_run_can_be_trained_longer(tmp_path, schedule):
         run_or_load(tmp_path / "run", longer, killed, IDENTITY)
     assert run_or_load(tmp_path / "run", longer, lambda folder: new, IDENTITY) == new
     assert run_or_load(tmp_path / "run", longer, no_work, IDENTITY) == new
-    assert read_json(tmp_path / "run" / "record-1.0.json") == RECORD  # the old one is kept
+    assert RECORD.items() <= read_json(tmp_path / "run" / "record-1.0.json").items()  # the old one is kept
     with pytest.raises(BertlabError, match=r"train\.epochs: 1, was 3"):
         run_or_load(tmp_path / "run", config, no_work, IDENTITY)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..core.files import BertlabError
+from ..core.files import BertlabError, check_folder
 from ..core.flags import parse_args
 
 # %% ../../nbs/commands/02_study.ipynb #eb3d7f1c
@@ -37,6 +37,7 @@ def trials_command(argv: list[str]):
     if args.action not in ("list", "run"):
         raise BertlabError(f"trials cannot {args.action!r}", hint="Choose list or run")
     from bertlab.bench.estimate import predict_seconds
+    from bertlab.core.records import records_dir
     from bertlab.core.reporting import format_table
     from bertlab.study.claims import trials_status
     from bertlab.study.scales import find_row, run_trials
@@ -54,6 +55,7 @@ def trials_command(argv: list[str]):
         raise BertlabError(
             "name what to run, or say --all", hint="For example: bertlab trials run T5 --scale mini"
         )
+    check_folder(args.folder or records_dir())
     size = args.seeds, args.jobs
     run_trials(args.names, args.scale, args.corpus or None, args.folder, *size, predict_seconds)
 
@@ -108,9 +110,11 @@ def sweep_command(argv: list[str]):
     args = parse_args(Sweep, argv, "sweep")
     if not 0 <= args.gpus < 1000:
         raise BertlabError(f"gpus is {args.gpus}", hint="Give a number from 0")
+    from bertlab.core.records import records_dir
     from bertlab.core.reporting import format_table, runs_table
     from bertlab.study.sweeps import run_sweep
 
+    check_folder(args.folder or records_dir())
     inputs = {"model": args.model, "data": args.data or None, "corpus": args.corpus or None}
     ray_kwargs = {"address": args.address or None, "gpus": args.gpus, "asha": args.asha}
     record = run_sweep(
@@ -161,7 +165,7 @@ def bench_command(argv: list[str]):
     from bertlab.core.records import records_dir
     from bertlab.core.reporting import format_table
 
-    record = run_bench(args.out or records_dir(), args.only, args.fresh)
+    record = run_bench(check_folder(args.out or records_dir()), args.only, args.fresh)
     for title, rows in summarize_record(record).items():
         print(f"{title}\n{format_table(rows)}\n")
     print(f"{len(record['result'])} sections in {record['seconds']:.0f} s, {record['device']}")

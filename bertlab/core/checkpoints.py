@@ -6,7 +6,7 @@
 __all__ = ['CHECKPOINT_FILES', 'save_checkpoint', 'prune_checkpoints', 'CheckpointMismatchError', 'load_checkpoint', 'resume']
 
 # %% ../../nbs/core/07_checkpoints.ipynb #74f260f9
-import contextlib
+import io
 import shutil
 import warnings
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .distributed import broadcast_object, get_rank, get_world_size
 from bertlab.core.files import (
     CHECKSUMS,
     BertlabError,
@@ -129,18 +130,14 @@ def _set_aside(path: Path, reason: str):
     "Rename a damaged checkpoint, so that it does not count among the newest that are kept, and warn."
     damaged = path.with_name(path.name + ".damaged")
     shutil.rmtree(damaged, ignore_errors=True)
-    with contextlib.suppress(FileNotFoundError):  # another process of the same run was faster
-        path.rename(damaged)
+    path.rename(damaged)
     warnings.warn(
-        f"{path.name} is damaged and is passed over (it is now {damaged.name}): {reason}", stacklevel=3
+        f"{path.name} is damaged and is passed over (it is now {damaged.name}): {reason}", stacklevel=4
     )
 
 
-def resume(
-    folder: str | Path,  # the run's folder
-    model: nn.Module,
-    optimizers: list[torch.optim.Optimizer],
-    initial: dict,  # the state of a run that begins; its "identity" says which run it is
+def _load_newest(
+    folder: str | Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], initial: dict
 ) -> dict:
     "The state of the newest checkpoint that is whole, put back into the model; `initial` if there is none."
     for path in reversed(list_checkpoints(folder)):
@@ -152,3 +149,25 @@ def resume(
         except BertlabError as e:
             _set_aside(path, e.problem)
     return initial
+
+# %% ../../nbs/core/07_checkpoints.ipynb #72a19d0a
+def resume(
+    folder: str | Path,  # the run's folder, which only the main process needs to see
+    model: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    initial: dict,  # the state of a run that begins; its "identity" says which run it is
+) -> dict:
+    "The state of the newest whole checkpoint, put back into the model in all processes; else `initial`."
+    state, content = initial, b""
+    if get_rank() == 0:
+        state = _load_newest(folder, model, optimizers, initial)
+        if get_world_size() > 1 and state is not initial:
+            buffer = io.BytesIO()
+            torch.save([model.state_dict(), *(o.state_dict() for o in optimizers)], buffer)
+            content = buffer.getvalue()
+    state, content = broadcast_object((state, content))
+    if get_rank() and content:
+        saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        for part, part_state in zip([model, *optimizers], saved, strict=True):
+            part.load_state_dict(part_state)
+    return state

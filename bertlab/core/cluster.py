@@ -205,4 +205,7 @@ def _result_saver(save_result: Callable[[int, dict | None, str], None]):
             result = json.loads(row["result"]) if row else None
             save_result(number, result, "finished" if row.get("is_last") else ending)
 
+        def __reduce__(self):  # Tune keeps a copy of its callbacks, which nobody reads: a bare one will do
+            return tune.Callback, ()
+
     return ResultSaver()

@@ -4,18 +4,21 @@
 
 # %% auto #0
 __all__ = ['process_group', 'get_rank', 'get_world_size', 'shard_batch', 'wrap_ddp', 'sum_dtype', 'widen', 'sum_metrics',
-           'all_reduce_sums', 'rescale_loss', 'broadcast_object']
+           'all_reduce_sums', 'rescale_loss', 'broadcast_object', 'check_same']
 
 # %% ../../nbs/core/05_distributed.ipynb #efeab569
 import contextlib
 import os
 from collections.abc import Iterable
+from datetime import timedelta
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from .files import BertlabError
 
 # %% ../../nbs/core/05_distributed.ipynb #ec4aa162
 @contextlib.contextmanager
@@ -27,9 +30,14 @@ def process_group():
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if on_gpu else "gloo")
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(days=7))
     try:
         yield
+    except RuntimeError as e:
+        if not isinstance(e, dist.DistError) and "gloo" not in str(e):
+            raise
+        hint = "Its own message says why; the same command goes on from the last checkpoint"
+        raise BertlabError("another process of this run has ended", hint=hint) from None
     finally:
         dist.destroy_process_group()
 
@@ -112,3 +120,14 @@ def broadcast_object(
     if get_world_size() > 1:
         dist.broadcast_object_list(values)
     return values[0]
+
+# %% ../../nbs/core/05_distributed.ipynb #96589a05
+def check_same(
+    found: dict[str, str],  # what this process has: name -> fingerprint
+):
+    "Refuse a process that has something else than the main process has."
+    for name, expected in broadcast_object(found).items():
+        if found[name] != expected:
+            problem = f"process {get_rank()} has another {name} than the main process"
+            hint = "Give every machine the same files"
+            raise BertlabError(f"{problem} ({found[name]}, not {expected})", hint=hint)

@@ -94,7 +94,9 @@ def int_list(
 def expand_path(
     text: str,
 ) -> Path:
-    "A path, `~` included."
+    "A path, `~` included; an empty one, as an unset variable of the shell gives, is a mistake."
+    if not text.strip():
+        raise ValueError("the path is empty")
     try:
         return Path(text).expanduser()
     except RuntimeError:

@@ -23,7 +23,7 @@ from typing import TypedDict
 
 import torch
 
-from .files import BertlabError, folder_lock, read_json_object, write_json
+from .files import BertlabError, fingerprint, folder_lock, read_json_object, write_json
 
 # %% ../../nbs/core/03_records.ipynb #a48f0f94
 def flatten_config(
@@ -138,7 +138,11 @@ def _read_record(folder: Path) -> dict | None:
         return None
     hint = "Delete it: the run is finished from its last checkpoint"
     keys = ("kind", "result", "history")
-    return read_json_object(folder / "record.json", "a run record", keys, hint=hint)
+    record = read_json_object(folder / "record.json", "a run record", keys, hint=hint)
+    seal = record.pop("seal", None)
+    if seal not in (None, fingerprint(record)):
+        raise BertlabError("was edited after the run had written it", folder / "record.json", hint=hint)
+    return record
 
 
 def _compare_run(folder: Path, run: dict, known: dict) -> bool:  # whether it is to be trained longer
@@ -226,8 +230,8 @@ def run_or_load(
     with folder_lock(folder, wait=False):
         record = open_run(folder, config, identity)
         if record is None:
-            write_json(folder / "record.json", work(folder))
-            record = _read_record(folder)
+            record = json.loads(json.dumps(work(folder)))
+            write_json(folder / "record.json", record | {"seal": fingerprint(record)})
     return record
 
 # %% ../../nbs/core/03_records.ipynb #961033f6

@@ -56,7 +56,7 @@ def content_fingerprint(
     "A fingerprint of all bytes of a file; of a large file it is computed again only when the file changes."
     path = Path(path)
     stat = path.stat()
-    state = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
+    state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]  # the third nobody can set back
     if stat.st_size < REMEMBERED_BYTES:
         return _hash_file(path)
     note = cache_dir() / "fingerprints" / f"{fingerprint(os.path.abspath(path))}.json"

@@ -223,12 +223,34 @@ def check_file(
     raise BertlabError("no such file", path, hint="Check the path")
 
 
+_MAGIC = {  # how files begin that are no text -> what they are, and the ending that says so
+    b"\x1f\x8b": ("compressed by gzip", ".gz"),
+    b"\x28\xb5\x2f\xfd": ("compressed by zstd", ".zst"),
+    b"BZh": ("compressed by bzip2", None),
+    b"\xfd7zXZ\0": ("compressed by xz", None),
+    b"PK\x03\x04": ("a zip archive or a workbook", None),
+    b"PAR1": ("a parquet file", None),
+}
+
+
+def _check_magic(path: Path, start: bytes):
+    "Refuse a file that begins as no text does, and whose name does not say so."
+    for magic, (what, suffix) in _MAGIC.items():
+        if start.startswith(magic) and path.suffix not in (".gz", ".zst"):
+            if magic == b"BZh" and not start[3:4].isdigit():
+                continue
+            hint = f"Let its name end in {suffix}" if suffix else "Unpack it, or save it as text"
+            raise BertlabError(f"is {what}, not text", path, hint=hint)
+
+
 def read_blocks(
     path: str | Path,  # a file; .gz and .zst are decompressed
 ) -> Iterator[bytes | None]:  # None where compressed data was damaged
     "Stream the bytes of a file in blocks."
     path = check_file(path)
     with open(path, "rb") as file:
+        _check_magic(path, file.read(8))
+        file.seek(0)
         if path.suffix == ".zst":
             yield from _zstd_blocks(file)
         elif path.suffix == ".gz":
@@ -274,7 +296,12 @@ def _whole_lines(path: Path) -> Iterator[bytes | None]:
         0,
         False,
     )  # what came after the last line end; whether its line is too long already
+    ends = None  # the line end of the file; alone, \r is that of old Macs
     for block in read_blocks(path):
+        if block and ends is None:
+            ends = b"\r" if b"\r" in block[:-1] and b"\n" not in block else b"\n"
+        if block and ends == b"\r":
+            block = block.replace(b"\r", b"\n")
         if block is None:  # what comes next may begin in the middle of a line
             rest, size, dropping = [], 0, False
             yield None

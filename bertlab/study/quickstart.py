@@ -80,7 +80,7 @@ def describe_data(
     return {
         "texts": len(data),
         "classes": counts,
-        "fingerprint": fingerprint([data.texts, data.labels.tolist()]),
+        "fingerprint": fingerprint([data.texts, data.labels.tolist(), data.names, data.groups.tolist()]),
     }
 
 

@@ -383,6 +383,8 @@ def classifier_inputs(
         "encoder_sha256": file_sha256(locate_model(model) / "model.safetensors"),
         "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
     }
+    if any("'group'" in note for note in labeled.notes):  # else the groups follow from the texts
+        about["groups"] = fingerprint(labeled.groups.tolist())
     return ClassifierInputs(encoder, tokenizer, labeled, train, valid), about
 
 # %% ../../nbs/study/05_sweeps.ipynb #b74ecd92
