@@ -10,6 +10,7 @@ from pretended_gpu import DeviceMismatch, PretendedGPU
 
 from bertlab import training
 from bertlab.bench import training as races
+from bertlab.bench.implementations import step_launches
 from bertlab.bpe import chars_per_token, train_tokenizer
 from bertlab.core.files import fingerprint
 from bertlab.data.labeled import LabeledTexts
@@ -91,6 +92,31 @@ def test_a_training_step_never_waits(gpu, steady_waits, model, precision, dropou
     config = VariantConfig(encoder=replace(SHAPE, dropout=dropout), train=train, model=model)
     task = task_for(config)
     assert not steady_waits(lambda: fit(task, train)), gpu.report()
+
+
+VIEWS = {
+    "view", "_unsafe_view", "t", "transpose", "detach", "alias", "slice", "select", "expand", "as_strided",
+    "unsqueeze", "squeeze", "split", "split_with_sizes", "unbind", "permute", "empty", "empty_like", "new_empty",
+    "new_empty_strided", "empty_strided", "lift_fresh", "_reshape_alias",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("precision, dropout", [("bf16", 0.0), ("fp32", 0.0), ("bf16", 0.1), ("fp32", 0.1)])
+def test_the_launches_of_an_estimate_are_those_of_a_step(gpu, precision, dropout):
+    shape, counts = replace(FULL_SHAPE, layers=3, dropout=dropout), []
+    train = TrainConfig("adam", precision=precision, batch_size=40, epochs=1)  # four steps
+    task = task_for(VariantConfig(encoder=shape, train=train))
+    real = task.loss
+
+    def counted(batch, epoch):
+        launched = (n for op, n in gpu.calls.items() if op.split(".")[1] not in VIEWS)
+        counts.append(sum(launched))
+        return real(batch, epoch)
+
+    task.loss = counted
+    fit(task, train)
+    launches, expected = counts[3] - counts[2], step_launches(shape, precision)
+    assert abs(launches - expected) < 0.1 * expected, (launches, expected)
 
 
 def test_a_wait_that_is_put_in_is_found(gpu, steady_waits):

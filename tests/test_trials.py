@@ -196,7 +196,7 @@ def test_a_damaged_record_is_named(tmp_path):
 def test_a_run_that_diverges_does_not_stop_the_others(tiny, monkeypatch, capsys):
     real = scales.pretrain
 
-    def pretrain(config, folder):
+    def pretrain(config, folder, estimated_seconds=None):
         if config.train.lr == TINY.width * 5e-4:
             raise scales.DivergedError(3, config.train.lr, None, [])
         return real(config, folder)

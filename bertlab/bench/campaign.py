@@ -262,7 +262,7 @@ class Campaign:
         for stage in sorted(stages, key=lambda stage: self.status.get(stage.name) == "failed"):
             begun = self.spent[stage.name] if self.status.get(stage.name) == "stopped" else 0.0
             needed = max(0.0, stage.seconds - begun)
-            if self.status.get(stage.name) != "done" and (needed <= left or (begun and left > 0)):
+            if self.status.get(stage.name) != "done" and left > 0 and (begun or needed <= left):
                 chosen.append(stage)
                 left -= needed
         return chosen
@@ -362,7 +362,8 @@ class _Call:
                 break
             tried.add(todo[0].name)
             self.do(todo[0])
-            stages = self.stages()  # the bench may have changed the estimates
+            if todo[0].name == "bench":
+                stages = self.stages()  # with what it has measured
         over = not self.campaign.choose(stages, self.budget) or not (todo or self.unfinished())
         collect_records(self.config.out)
         if over:
