@@ -15,6 +15,7 @@ extensions = ["myst_nb", "sphinx-mathjax-offline"]  # MathJax lies in the site: 
 root_doc = "index"
 nb_execution_mode = "off"  # the outputs in the notebooks are the ones to show
 nb_merge_streams = True
+nb_render_markdown_format = "gfm"  # tables that a cell prints
 myst_enable_extensions = ["dollarmath", "amsmath", "attrs_inline", "colon_fence"]
 myst_heading_anchors = 3
 suppress_warnings = ["mystnb.unknown_mime_type"]  # widgets, which stand beside their static picture

@@ -18,7 +18,6 @@ from matplotlib.colors import to_hex
 from ..core.explorer import Control, Explorer, lines_svg
 from ..core.files import BertlabError, read_json
 from ..core.plotting import PALETTE
-from ..core.records import records_dir
 from .claims import VERDICT_COLORS, ClaimResult, row_label, test_claim, trial_records
 from .scales import SCALES, rows_of
 from .sweeps import sweep_path
@@ -125,7 +124,7 @@ def explore_trials(
     "Curves of the rows that you pick, with bands over seeds, and the claims about them."
     records = {scale: found for scale in SCALES if (found := trial_records(scale, folder))}
     if not records:
-        problem = BertlabError("no trial was run yet", folder or records_dir(), hint="bertlab trials run T7")
+        problem = BertlabError("no trial was run yet", folder, hint="To run one: bertlab trials run T7")
         return Explorer(lambda: f"<p>{html.escape(str(problem))}</p>")
     known = {r["row_id"] for found in records.values() for r in found}
     names = {f"{row.id} {row_label(row)}": row for row in ROWS.values() if row.id in known}
@@ -289,8 +288,8 @@ def explore_finetuning(
             if run["status"] == "finished"
         ]
         if not lines:
-            hint = f"bertlab sweep FT.1 --scale {scale} --model FOLDER --data FOLDER"
-            raise BertlabError(f"no fine-tuning at {scale} yet", folder or records_dir(), hint=hint)
+            hint = f"To run it: bertlab sweep FT.1 --scale {scale} --model FOLDER --data FOLDER"
+            raise BertlabError(f"no fine-tuning at {scale} yet", folder, hint=hint)
         return parallel_html(lines, "valid accuracy")
 
     return Explorer(draw)
