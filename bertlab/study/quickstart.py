@@ -8,7 +8,7 @@ __all__ = ['PRETRAINING', 'FINETUNING', 'TASKS', 'QUESTIONS', 'FILL_MASK_PROMPTS
            'run_quickstart', 'summary', 'shorten']
 
 # %% ../../nbs/study/09_quickstart.ipynb #ad810330
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from ..core.plotting import save_figure, set_plot_style
 from ..core.processes import changed_environ, interruptible, run_with_processes
 from ..core.records import default_device, run_or_load, run_record
 from ..core.reporting import format_table, plot_histories
-from ..core.saving import find_model_folder
 from ..data.labeled import LabeledTexts, read_labeled
 from ..encoder import EncoderConfig, count_parameters
 from bertlab.evaluation import (
@@ -32,7 +31,7 @@ from bertlab.evaluation import (
     top_errors,
 )
 from ..finetuning import FinetuneConfig, finetune, save_classifier
-from ..mlm import fill_mask, load_model
+from ..mlm import fill_mask, load_encoder, load_model, locate_model
 from ..pretraining import PretrainConfig, pretrain
 from .tweets import random_encoder
 from ..text_cnn import HeadConfig
@@ -42,7 +41,7 @@ from ..training import TrainConfig
 # %% ../../nbs/study/09_quickstart.ipynb #cd7617b9
 def run_finetuning(
     config: FinetuneConfig,
-    model: str | Path,  # the folder of a pre-trained model
+    model: str | Path,  # a pre-trained model, as `locate_model` takes it
     data: LabeledTexts,
     folder: str | Path,  # where the run lives: checkpoints/, then model/ and record.json
     valid: float = 0.1,  # fraction of the texts that is held out for validation
@@ -50,16 +49,15 @@ def run_finetuning(
 ) -> dict:  # the run record
     "Fine-tune a pre-trained model and its baselines on one split; goes on where it was stopped."
     about = describe_data(data)
-    weights = file_sha256(find_model_folder(model) / "model.safetensors")[:16]
+    weights = file_sha256(locate_model(model) / "model.safetensors")[:16]
     start = f"random weights, shaped like {weights}" if random else weights
     settings = asdict(config) | {"valid": valid}
 
     def work(folder: Path) -> dict:
-        mlm, tokenizer = load_model(model)
+        encoder, tokenizer = load_encoder(model)
         train, held_out = holdout(data, valid)
-        encoder = random_encoder(mlm.config, config.train.seed) if random else mlm.encoder
-        encoder = encoder.to(default_device())
-        done = finetune(encoder, tokenizer, data, train, held_out, config, folder=folder)
+        encoder = random_encoder(encoder.config, config.train.seed) if random else encoder
+        done = finetune(encoder.to(default_device()), tokenizer, data, train, held_out, config, folder=folder)
         scores = classification_scores(data.labels[held_out], done.probabilities)
         save_classifier(done.model.cpu(), tokenizer, folder / "model", extra={"result": scores})
         result = evaluate_classifier(data, train, held_out, done.probabilities, random)
@@ -237,6 +235,7 @@ def plot_task(
 # %% ../../nbs/study/09_quickstart.ipynb #afb599f6
 def run_quickstart(
     folder: str | Path = "models/study",  # where the models and the records go
+    estimate: Callable[[PretrainConfig], float | None] = lambda config: None,  # seconds that it should take
 ) -> dict[str, dict]:  # the records: pretraining, fill_mask, and those of `finetune_tasks`
     "The main job: pre-train, fine-tune, compare, draw. What is already done is reused."
     folder = Path(folder)
@@ -248,7 +247,7 @@ def run_quickstart(
     say(f"1/4  text, vocabulary, token store{' (made before, reused)' if data.reused else ''}")
     is_done = (folder / "pretrained" / "record.json").is_file()
     say(f"2/4  pre-training{' (done before, reused)' if is_done else ''}")
-    pretrained = pretrain(PRETRAINING, folder / "pretrained")
+    pretrained = pretrain(PRETRAINING, folder / "pretrained", estimate(PRETRAINING))
     say("3/4  fine-tuning on two tasks, each with its baselines and without pre-training")
     records = {"pretraining": pretrained} | finetune_tasks(folder)
     guesses = fill_examples(folder / "pretrained" / "model")
