@@ -206,10 +206,10 @@ def study_figures(
     for ax, score in zip(curves.axes, ("loss", "accuracy", "bits_per_char")):
         ax.axhline(pretrained["unigram"][score], color="#999999", ls="--", lw=1, label="unigram model")
     curves.axes[0].legend()
-    tasks, axes = plt.subplots(1, len(TASKS), figsize=(4.6 * len(TASKS), 3.2))
+    tasks, axes = plt.subplots(1, len(TASKS), figsize=(4.8 * len(TASKS), 3.4))
     for ax, task in zip(axes, TASKS):
         plot_task(records, task, ax)
-    axes[0].legend(loc="lower right")
+    tasks.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     confused, ax = plt.subplots(figsize=(5.6, 4.8))
     plot_confusion(confusion["counts"], confusion["names"], ax)
     made = {"study_pretraining": curves, "study_tasks": tasks, "study_confusion": confused}
@@ -233,6 +233,7 @@ def plot_task(
     for style, (label, height) in zip((":", "-.", "--"), baselines.items()):
         ax.axhline(height, color="#777777", ls=style, lw=1.2, label=label)
     ax.set(title=QUESTIONS[task], xlabel="epoch", ylabel="accuracy on held-out files")
+    ax.locator_params(axis="x", integer=True)
 
 # %% ../../nbs/study/09_quickstart.ipynb #afb599f6
 def run_quickstart(
