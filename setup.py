@@ -16,7 +16,7 @@ def readme_for_pypi() -> str:
     "README.md with absolute addresses: pictures and links work outside the repository, too."
     text = Path("README.md").read_text(encoding="utf8")
     text = re.sub(r"(!\[[^\]]*\]\()(?!https?:)", rf"\1{raw}", text)
-    return re.sub(r"(?<!!)(\[[^\]]*\]\()(?!https?:|#)", rf"\1{blob}", text)
+    return re.sub(r"\]\((?!https?:|#)", rf"]({blob}", text)
 
 
 setup(

@@ -66,7 +66,7 @@ def run_notebooks(env) -> tuple[int, int]:
 
 def run_pytest(env) -> tuple[int, int]:
     "How many tests pass, and how many do not."
-    status, output = call("pytest", "-q", "--durations=8", "tests", **env)
+    status, output = call("pytest", "-q", "-n", "2", "--dist", "loadfile", "--durations=8", "tests", **env)
     last = output.splitlines()[-1] if output else ""
 
     def count(word: str) -> int:

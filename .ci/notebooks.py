@@ -1,10 +1,12 @@
-"""Export the package, execute every notebook in place, clean them, and write README.md."""
+"""Export the package, execute notebooks in place (all, or given paths), clean them, and write README.md."""
 
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from headers import CHAPTERS, stamp
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS, BIN = ROOT / "nbs", Path(sys.executable).parent
@@ -18,12 +20,16 @@ def call(*command):
 
 if __name__ == "__main__":
     call("nbdev_export")
-    notebooks = [path for folder in FOLDERS for path in sorted((NBS / folder).glob("*.ipynb"))]
+    everything = [path for folder in FOLDERS for path in sorted((NBS / folder).glob("*.ipynb"))]
+    notebooks = [Path(name).resolve() for name in sys.argv[1:]] or everything
     notebooks.sort(key=lambda path: path.stem == "index")
     for path in notebooks:
         started = time.perf_counter()
         execute = ("--to=notebook", "--execute", "--inplace", "--log-level=ERROR")
         call("jupyter", "nbconvert", *execute, str(path))
-        print(f"{path.relative_to(ROOT)}  {time.perf_counter() - started:.0f} s", flush=True)
+        seconds = time.perf_counter() - started
+        if path in CHAPTERS:
+            stamp(path, seconds)
+        print(f"{path.relative_to(ROOT)}  {seconds:.0f} s", flush=True)
     call("nbdev_clean")
     call("python", ".ci/readme.py")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['scaled_dot_product_attention', 'packed_attention_reference', 'LengthBucket', 'AttentionPlan', 'bucketed_plan',
            'padded_plan', 'attention_plan', 'bucketed_attention', 'packed_attention', 'packed_self_attention',
-           'select_layout', 'MultiHeadAttention']
+           'select_layout', 'rotate', 'MultiHeadAttention']
 
 # %% ../nbs/05_attention.ipynb #e24f36ca
 import math
@@ -262,6 +262,19 @@ def select_layout(
         torch.searchsorted(select, layout.offsets), min(layout.max_seqlen, len(select)), len(select)
     )
 
+# %% ../nbs/05_attention.ipynb #dce793ed
+def rotate(
+    x: Tensor,  # queries or keys [t, ..., dk]
+    position_ids: Tensor,  # int64 [t]
+) -> Tensor:  # of the same shape
+    "Rotary positions: turn each pair of numbers by an angle that grows with the position."
+    half = x.shape[-1] // 2
+    rate = 10000.0 ** -(torch.arange(half, device=x.device) / half)
+    angle = (position_ids[:, None] * rate).view(-1, *[1] * (x.ndim - 2), half)
+    a, b = x.chunk(2, -1)
+    turned = [a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()]
+    return torch.cat(turned, -1).to(x.dtype)
+
 # %% ../nbs/05_attention.ipynb #69f7e2dd
 class MultiHeadAttention(nn.Module):
     "Several attentions side by side; parameters have the names and shapes of `nn.MultiheadAttention`."
@@ -271,12 +284,16 @@ class MultiHeadAttention(nn.Module):
         d_model: int,  # width of the tokens, d
         heads: int,  # number of heads, h; each works in d / h dimensions
         dropout: float = 0.0,  # on the attention weights, in training
+        rotary: bool = False,  # turn queries and keys by their positions, see `rotate`
     ):
         super().__init__()
         if d_model % heads:
             problem = f"d_model {d_model} cannot be divided among {heads} heads"
             raise BertlabError(problem, hint="Choose a multiple")
-        self.d_model, self.heads, self.dropout = d_model, heads, dropout
+        if rotary and d_model // heads % 2:
+            problem = f"rotary positions turn pairs of numbers, and a head has {d_model // heads}"
+            raise BertlabError(problem, hint="Choose d_model and heads so that a head's width is even")
+        self.d_model, self.heads, self.dropout, self.rotary = d_model, heads, dropout, rotary
         self.in_proj_weight = nn.Parameter(torch.empty(3 * d_model, d_model))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * d_model))
         self.out_proj = nn.Linear(d_model, d_model)
@@ -284,11 +301,20 @@ class MultiHeadAttention(nn.Module):
             nn.init.xavier_uniform_(weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def project(self, x: Tensor, first: int, last: int) -> Tensor:  # [t, d] -> [t, last - first, h, dk]
+    def project(
+        self,
+        x: Tensor,  # [t, d]
+        first: int,
+        last: int,
+        position_ids: Tensor | None = None,  # int64 [t], for rotary positions
+    ) -> Tensor:  # [t, last - first, h, dk]
         "Queries (0), keys (1) and values (2) of the tokens x, from `first` to before `last`."
         part = slice(first * self.d_model, last * self.d_model)
         y = F.linear(x, self.in_proj_weight[part], self.in_proj_bias[part])
-        return y.view(len(x), last - first, self.heads, self.d_model // self.heads)
+        y = y.view(len(x), last - first, self.heads, self.d_model // self.heads)
+        if not self.rotary:
+            return y
+        return torch.cat([rotate(y[:, : 2 - first], position_ids), y[:, 2 - first :]], 1)
 
     def forward(
         self,
@@ -302,13 +328,16 @@ class MultiHeadAttention(nn.Module):
         "Multi-head attention inside each sequence."
         dropout = self.dropout if self.training else 0.0
         if memory is None and (select is None or causal):
-            out = packed_self_attention(self.project(x, 0, 3), layout, causal, dropout)
+            out = packed_self_attention(self.project(x, 0, 3, layout.position_ids), layout, causal, dropout)
             out = out if select is None else out.index_select(0, select)
         else:
             memory, memory_layout = (x, layout) if memory is None else (memory, memory_layout)
+            position_ids = layout.position_ids
             if select is not None:
                 x, layout = x.index_select(0, select), select_layout(layout, select)
-            q, (k, v) = self.project(x, 0, 1).squeeze(1), self.project(memory, 1, 3).unbind(1)
+                position_ids = position_ids.index_select(0, select)
+            q = self.project(x, 0, 1, position_ids).squeeze(1)
+            k, v = self.project(memory, 1, 3, memory_layout.position_ids).unbind(1)
             out = packed_attention(q, k, v, layout, memory_layout, causal, dropout)
         return self.out_proj(out.flatten(1))
 
@@ -323,5 +352,6 @@ class MultiHeadAttention(nn.Module):
     ) -> list[Tensor]:  # per sequence, [h, i, j]
         "The attention weights of each sequence, for inspection."
         memory, memory_layout = (x, layout) if memory is None else (memory, memory_layout)
-        q, (k, v) = self.project(x, 0, 1).squeeze(1), self.project(memory, 1, 3).unbind(1)
+        q = self.project(x, 0, 1, layout.position_ids).squeeze(1)
+        k, v = self.project(memory, 1, 3, memory_layout.position_ids).unbind(1)
         return packed_attention_reference(q, k, v, layout, memory_layout, causal)[1]

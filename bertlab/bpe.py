@@ -6,7 +6,7 @@
 __all__ = ['SPECIAL_TOKENS', 'PAD_ID', 'UNK_ID', 'CLS_ID', 'SEP_ID', 'MASK_ID', 'WORD_START', 'MAX_WORD_CHARS', 'NORMALIZER',
            'MAX_MERGES', 'cut_long_words', 'count_words', 'PairCounts', 'apply_merge', 'learn_merges',
            'build_normalizer', 'build_tokenizer', 'tokenizer_merges', 'train_tokenizer', 'draw_tokens',
-           'load_tokenizer', 'chars_per_token', 'concat_ranges', 'WordEncoder', 'split_punctuation']
+           'load_tokenizer', 'chars_per_token', 'concat_ranges', 'WordEncoder', 'split_punctuation', 'encode_texts']
 
 # %% ../nbs/01_bpe.ipynb #8607f9d9
 import heapq
@@ -370,3 +370,30 @@ def split_punctuation(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("isolated"), start]
     )
     return split
+
+# %% ../nbs/01_bpe.ipynb #1554b839
+def _encode_whole(texts: list[str], tokenizer: Tokenizer, max_len: int) -> tuple[np.ndarray, np.ndarray]:
+    "`encode_texts` for a tokenizer that puts special tokens around a text."
+    encodings = tokenizer.encode_batch_fast(texts)
+    lengths = np.fromiter(map(len, encodings), np.int64, len(encodings))
+    for i in np.flatnonzero(lengths > max_len):
+        words = tokenizer.encode(texts[i], add_special_tokens=False)
+        words.truncate(max_len - tokenizer.num_special_tokens_to_add(False))
+        encodings[i] = tokenizer.post_process(words)
+    return np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), np.int64), lengths
+
+
+def encode_texts(
+    texts: list[str],
+    tokenizer: Tokenizer,  # bertlab's; or another, used as it is, normalisation and special tokens included
+    max_len: int,  # tokens; the rest of a text is cut off
+) -> tuple[
+    np.ndarray, np.ndarray
+]:  # ids of all texts [t], and how many each had before it was cut, int64 [s]
+    "Token ids of texts, one or more for each: with bertlab's tokenizer a text without a token is one [UNK]."
+    if tokenizer.num_special_tokens_to_add(False):
+        return _encode_whole(texts, tokenizer, max_len)
+    ids, lengths = WordEncoder(tokenizer).encode(texts)
+    ids = np.insert(ids, np.cumsum(lengths)[lengths == 0], UNK_ID)
+    lengths = np.maximum(lengths, 1)
+    return ids[concat_ranges(np.cumsum(lengths) - lengths, np.minimum(lengths, max_len))], lengths

@@ -28,6 +28,7 @@ COMMANDS = {
     "tweets": study.tweets_command,
     "bench": study.bench_command,
     "plan": study.plan_command,
+    "campaign": study.campaign_command,
     "doctor": study.doctor_command,
 }
 

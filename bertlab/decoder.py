@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import MultiHeadAttention, packed_attention
+from .attention import AttentionPlan, LengthBucket, MultiHeadAttention, packed_attention
 from .bpe import CLS_ID, MASK_ID, PAD_ID, SEP_ID, UNK_ID
 from .core.distributed import sum_metrics
 from .core.files import BertlabError
 from .encoder import Encoder, EncoderConfig, EncoderLayer
 from .mlm import mlm_loss, mlm_metrics, mlm_summary
-from .packing import Layout, PackedBatch, batches, prefetch
+from .packing import Layout, PackedBatch, batches, equal_layout, prefetch, select_sentences
 from .token_store import TokenStore
 from .training import Task
 
@@ -69,23 +69,24 @@ class KVCache:
     cross_kv: list[tuple[Tensor, Tensor]]  # per layer, keys and values of the memory [u, h, dk]; may be empty
     memory_layout: Layout | None = None
     length: int = 0  # tokens so far, n
+    beam_layout: Layout | None = None  # of the rows of each sentence; made here
 
     def __post_init__(self):
         self.update_layouts()
 
     def update_layouts(self):
         "Layouts for the next step: of the new tokens, of the keys they attend to, of the beams per sentence."
-        device = self.self_kv[0][0].device
-        self.query_layout = Layout.from_lengths([1] * self.rows, device)
-        self.key_layout = Layout.from_lengths([self.length + 1] * self.rows, device)
-        self.position_ids = torch.full((self.rows,), self.length, device=device)
-        if self.cross_kv:
-            s = len(self.memory_layout)
-            self.beam_layout = Layout.from_lengths([self.rows // s] * s, device)
+        r, n, device = self.rows, self.length + 1, self.self_kv[0][0].device
+        self.query_layout, self.key_layout = equal_layout(r, 1, device), equal_layout(r, n, device)
+        in_one_call = AttentionPlan([LengthBucket(r, 1, n)], [r], [r * n])
+        self.query_layout.attention_plans = {self.key_layout: in_one_call}
+        self.position_ids = torch.full((r,), self.length, device=device)
+        if self.cross_kv and (self.beam_layout is None or self.beam_layout.n_tokens != r):
+            self.beam_layout = equal_layout(len(self.memory_layout), r // len(self.memory_layout), device)
 
     def self_attend(self, attention: MultiHeadAttention, layer: int, x: Tensor) -> Tensor:  # [r, d]
         "Self-attention of the new tokens x; adds their keys and values to the cache."
-        q, *new = attention.project(x, 0, 3).unbind(1)
+        q, *new = attention.project(x, 0, 3, self.position_ids).unbind(1)
         k, v = (torch.cat([old.to(y.dtype), y[:, None]], 1) for old, y in zip(self.self_kv[layer], new))
         self.self_kv[layer] = k, v
         out = packed_attention(q, k.flatten(0, 1), v.flatten(0, 1), self.query_layout, self.key_layout)
@@ -106,9 +107,8 @@ class KVCache:
         self.rows = len(rows)
         self.self_kv = [tuple(x.index_select(0, rows) for x in pair) for pair in self.self_kv]
         if self.cross_kv and sentences is not None and len(sentences) < len(self.memory_layout):
-            tokens = torch.isin(self.memory_layout.segment_ids, sentences).nonzero().squeeze(1)
+            tokens, self.memory_layout = select_sentences(self.memory_layout, sentences)
             self.cross_kv = [tuple(x.index_select(0, tokens) for x in pair) for pair in self.cross_kv]
-            self.memory_layout = Layout.from_lengths(self.memory_layout.lengths[sentences].cpu(), rows.device)
         self.update_layouts()
 
 # %% ../nbs/13_decoder.ipynb #83b54281
@@ -141,9 +141,8 @@ class Decoder(Encoder):
         "An empty cache; keys and values of the memory are computed here, once for all steps."
         c = self.config
         empty = self.positions.new_empty(rows, 0, c.heads, c.d_model // c.heads)
-        cross_kv = []
-        if memory is not None:
-            cross_kv = [layer.cross_attn.project(memory, 1, 3).unbind(1) for layer in self.layers]
+        crossed = self.layers if memory is not None else []
+        cross_kv = [layer.cross_attn.project(memory, 1, 3).unbind(1) for layer in crossed]
         return KVCache(rows, [(empty, empty)] * c.layers, cross_kv, memory_layout)
 
     def step(
@@ -253,7 +252,8 @@ def next_log_probs(
 ) -> Tensor:  # float32 [r, v]
     "The log-probabilities of the next token, without the tokens that are never generated."
     logp = model.step(ids, cache).float().log_softmax(-1)
-    logp[:, SUPPRESSED_IDS] = -torch.inf
+    for suppressed in SUPPRESSED_IDS:
+        logp[:, suppressed].fill_(-torch.inf)
     others = torch.arange(logp.shape[1], device=logp.device) != SEP_ID
     return logp.masked_fill(force_eos[:, None] & others, -torch.inf)
 
@@ -342,7 +342,7 @@ class _Beams:
 # %% ../nbs/13_decoder.ipynb #6e1fe188
 def _extend(beams: _Beams, logp: Tensor, step: int, length_penalty: float) -> tuple[Tensor, Tensor]:
     "Keep the best complete hypothesis and the b best unfinished ones; returns their parents and ids [s, b]."
-    s, b = beams.live.shape
+    b = beams.live.shape[1]
     vocab = logp.shape[-1]
     scores = (beams.live[:, :, None] + logp).flatten(1)  # [s, b * v]
     score, at = scores.topk(min(2 * b, b * vocab))  # at most b of them end
@@ -350,7 +350,7 @@ def _extend(beams: _Beams, logp: Tensor, step: int, length_penalty: float) -> tu
     ends = token == SEP_ID
     final = score.masked_fill(~ends, -torch.inf) / length_norm(step + 1, length_penalty)
     final, which = final.max(1)
-    winner = beams.tokens[torch.arange(s), parent.gather(1, which[:, None]).squeeze(1)]
+    winner = beams.tokens.take_along_dim(parent.gather(1, which[:, None])[..., None], 1).squeeze(1)
     better = final > beams.best
     beams.best = torch.where(better, final, beams.best)
     beams.best_tokens = torch.where(better[:, None], winner, beams.best_tokens)
@@ -431,10 +431,11 @@ class CausalLMTask(Task):
         self.steps_per_epoch = -(-len(self.train) // self.batch_size)
 
     def batches(self, epoch: int, start: int = 0):
-        return prefetch(batches(self.train, self.batch_size, self.seed, epoch, start))
+        drawn = batches(self.train, self.batch_size, self.seed, epoch, start)
+        return prefetch(drawn, device=self.model.decoder.positions.device)
 
     def loss(self, batch: PackedBatch, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
-        batch = batch.to(self.model.decoder.positions.device)
+        batch = batch.to(self.model.decoder.positions.device, non_blocking=True)
         shifted = shift_right(batch.ids, batch.layout)
         logits = self.model(shifted.inputs, shifted.layout)
         loss = mlm_loss(logits, shifted.targets)

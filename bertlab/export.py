@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import attention, encoder, interop, packing, text_cnn
+from .attention import rotate
 from .core import files
 from .core.files import BertlabError, atomic_path, read_json
 from .core.saving import find_model_folder
@@ -166,6 +167,9 @@ class PaddedModel(nn.Module):
         q, k, v = (
             y.unflatten(-1, (attention.heads, -1)).transpose(1, 2) for y in qkv.split(attention.d_model, -1)
         )
+        if attention.rotary:
+            places = torch.arange(x.shape[1], device=x.device)
+            q, k = (rotate(y.movedim(2, 0), places).movedim(0, 2) for y in (q, k))
         weights = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + bias).softmax(-1)
         x = x + attention.out_proj((weights @ v).transpose(1, 2).flatten(2))
         if layer.pre:

@@ -189,12 +189,13 @@ def unigram_scores(
 def pretrain(
     config: PretrainConfig,
     folder: str | Path,  # where the run lives: checkpoints/, then model/ and record.json
+    estimated_seconds: float | None = None,  # how long it should take, for the record
 ) -> dict:  # the run record
     "Pre-train a masked language model; goes on where it was stopped, and reads the record of what is done."
 
     def work(folder: Path) -> dict:
         broadcast_object(None)  # the other processes learn that there is no record yet
-        return _train(config, folder)
+        return _train(config, folder, estimated_seconds)
 
     if get_rank() == 0:
         check_settings(folder, _settings(config))
@@ -256,7 +257,7 @@ def _notes(result: dict, unigram: dict, corpus: dict) -> list[str]:
     return [note for note in notes if note]
 
 
-def _train(config: PretrainConfig, folder: Path) -> dict:  # the record; empty in all processes but the first
+def _train(config: PretrainConfig, folder: Path, estimated_seconds: float | None = None) -> dict:
     "Prepare the data, build the model, train it, save it, and describe the run."
     data = prepare_data(config.data, config.encoder.max_len)
     _check_tokenizer(folder, data.tokenizer)
@@ -265,7 +266,7 @@ def _train(config: PretrainConfig, folder: Path) -> dict:  # the record; empty i
     task = config.build_task(model, data)
     history = fit(task, config.train, folder, desc="pre-training")
     if not task.is_main_process:
-        return {}
+        return {}  # the record is the first one's
     result = {k.removeprefix("valid_"): v for k, v in history[-1].items() if k.startswith("valid_")}
     config.save_model(model, data.tokenizer, folder / "model", {"corpus": data.corpus, "result": result})
     scores = task.final_scores()
@@ -282,4 +283,5 @@ def _train(config: PretrainConfig, folder: Path) -> dict:  # the record; empty i
         world_size=get_world_size(),
         notes=_notes(result, scores["unigram"], data.corpus),
         **scores,
+        **({"estimated_seconds": round(estimated_seconds, 1)} if estimated_seconds else {}),
     )

@@ -28,6 +28,7 @@ from bertlab.bpe import (
     WordEncoder,
     concat_ranges,
     cut_long_words,
+    encode_texts,
     load_tokenizer,
     train_tokenizer,
 )
@@ -354,15 +355,12 @@ def prepare_stores(
 # %% ../nbs/03_token_store.ipynb #965f8f6e
 def in_memory_store(
     sentences: Iterable[str],
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer,  # bertlab's, or that of a model from elsewhere
     max_len: int = 256,  # tokens; longer sentences are cut
 ) -> TokenStore:
     "A small store in memory. Sentence i is row i, as labels need it: without a token it becomes one [UNK]."
-    ids, lengths = WordEncoder(tokenizer).encode(list(sentences))
-    ids = np.insert(ids, np.cumsum(lengths)[lengths == 0], UNK_ID)
-    lengths = np.maximum(lengths, 1)
-    kept = np.minimum(lengths, max_len)
-    ids = ids[concat_ranges(np.cumsum(lengths) - lengths, kept)].astype(ids_dtype(tokenizer.get_vocab_size()))
+    ids, lengths = encode_texts(list(sentences), tokenizer, max_len)
+    ids, kept = ids.astype(ids_dtype(tokenizer.get_vocab_size())), np.minimum(lengths, max_len)
     offsets = np.concatenate([[0], np.cumsum(kept)])
     counts = {
         "sentences": len(kept),

@@ -8,7 +8,7 @@ __all__ = ['PairBatch', 'PairStore', 'PairsConfig', 'PreparedPairs', 'prepare_pa
            'translation_record', 'train_translator']
 
 # %% ../nbs/14_translation.ipynb #699b7dcf
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -73,11 +73,16 @@ class PairBatch:
     layout: Layout  # of the source
     target: TargetBatch
 
-    def to(self, device, non_blocking=False) -> "PairBatch":
+    def _map(self, move: Callable) -> "PairBatch":
         t = self.target
-        tensors = (self.source, self.layout, t.inputs, t.targets, t.layout)
-        source, layout, *target = (x.to(device, non_blocking=non_blocking) for x in tensors)
-        return PairBatch(source, layout, TargetBatch(*target))
+        target = TargetBatch(move(t.inputs), move(t.targets), move(t.layout))
+        return PairBatch(move(self.source), move(self.layout), target)
+
+    def to(self, device, non_blocking=False) -> "PairBatch":
+        return self._map(lambda x: x.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "PairBatch":
+        return self._map(lambda x: x.pin_memory())
 
 
 class PairStore:
@@ -96,10 +101,8 @@ class PairStore:
 
     def ids_of(self, sentences: np.ndarray) -> list[np.ndarray]:
         "The token ids of each of these sentences."
-        return [
-            self.store.ids[a:b]
-            for a, b in zip(self.store.offsets[sentences], self.store.offsets[sentences + 1])
-        ]
+        starts, ends = self.store.offsets[sentences], self.store.offsets[sentences + 1]
+        return [self.store.ids[a:b] for a, b in zip(starts, ends)]
 
     def side(self, sentences: np.ndarray) -> tuple[Tensor, Layout]:  # int64 [t]
         "These sentences of the store, in this order."
@@ -253,7 +256,8 @@ class TranslationTask(Task):
     def batches(self, epoch: int, start: int = 0):
         train, size = self.data.train, self.config.train.batch_size
         order = epoch_order(len(train), self.config.train.seed, epoch)
-        return prefetch(train.batch(order[i : i + size]) for i in range(start * size, len(order), size))
+        starts = range(start * size, len(order), size)
+        return prefetch((train.batch(order[i : i + size]) for i in starts), device=self.device)
 
     def loss(self, batch: PairBatch, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
         batch = batch.to(self.device, non_blocking=True)

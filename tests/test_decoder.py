@@ -1,5 +1,6 @@
 "Decoder and translator beyond their notebooks: any shape, any layout, interrupted runs, failures."
 
+import itertools
 import json
 import math
 import signal
@@ -16,6 +17,7 @@ from bertlab.core.files import BertlabError
 from bertlab.data.parallel import Pairs, SplitPairs, write_training_text
 from bertlab.data.text import near_duplicate_key
 from bertlab.decoder import (
+    SUPPRESSED_IDS,
     CausalLM,
     CausalLMTask,
     Decoder,
@@ -47,14 +49,15 @@ from bertlab.translation import (
 
 VOCAB = 23
 shapes = st.builds(
-    lambda heads, width, layers, norm, activation: EncoderConfig(
-        VOCAB, heads * width, heads, 3 * width, layers, activation, norm, max_len=40
+    lambda heads, width, layers, norm, activation, positions: EncoderConfig(
+        VOCAB, heads * width, heads, 3 * width, layers, activation, norm, max_len=40, positions=positions
     ),
     st.integers(1, 3),
     st.sampled_from([2, 4, 6]),
     st.integers(1, 3),
     st.sampled_from(["pre", "post"]),
-    st.sampled_from(["relu", "gelu", "swish"]),
+    st.sampled_from(["relu", "gelu", "swish", "geglu"]),
+    st.sampled_from(["sinusoidal", "learned", "rotary"]),
 )
 pairs_of_lengths = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=6)
 
@@ -150,6 +153,91 @@ def test_beam_search_scores_what_it_writes(config, lengths, beams, alpha):
         assert math.isclose(part.sum().item() / ((5 + len(part)) / 6) ** alpha, score, abs_tol=1e-3)
 
 
+def torchs_decoder(ours):
+    "torch's decoder with the weights of ours; the names differ a little."
+    c = ours.config
+    activation = F.silu if c.activation == "swish" else c.activation
+    how = dict(dropout=0.0, activation=activation, batch_first=True, norm_first=c.norm == "pre")
+    layer = torch.nn.TransformerDecoderLayer(c.d_model, c.heads, c.d_ff, **how)
+    theirs = torch.nn.TransformerDecoder(
+        layer, c.layers, torch.nn.LayerNorm(c.d_model) if c.norm == "pre" else None
+    )
+    renamed = {"multihead_attn": "cross_attn", "linear": "ff.linear", "norm2": "norm_cross", "norm3": "norm2"}
+    weights = {}
+    for name in theirs.state_dict():
+        old, new = next(((a, b) for a, b in renamed.items() if a in name), ("", ""))
+        weights[name] = ours.state_dict()[name.replace(old, new)]
+    theirs.load_state_dict(weights)
+    return theirs
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("activation", ["relu", "gelu", "swish"])
+def test_outputs_and_gradients_are_those_of_torch(norm, activation):
+    torch.manual_seed(0)
+    layout, memory_layout = Layout.from_lengths([3, 7, 4, 1]), Layout.from_lengths([5, 2, 9, 4])
+    x, memory = (torch.randn(part.n_tokens, 32, requires_grad=True) for part in (layout, memory_layout))
+    decoder = shaken(Decoder(EncoderConfig(50, 32, 4, 64, 3, activation=activation, norm=norm)))
+    (i, real), (j, real_memory) = layout.pad_index, memory_layout.pad_index
+    ahead = torch.ones(layout.max_seqlen, layout.max_seqlen, dtype=torch.bool).triu(1)
+    masks = dict(tgt_mask=ahead, tgt_key_padding_mask=~real, memory_key_padding_mask=~real_memory)
+    theirs = torchs_decoder(decoder)(x[i], memory[j], **masks)[real]
+    ours = decoder(x, layout, memory, memory_layout)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    for a, b in zip(*(torch.autograd.grad(out.square().sum(), [x, memory]) for out in (ours, theirs))):
+        torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_a_row_may_leave_and_another_fork():
+    model = shaken(Transformer(EncoderConfig(VOCAB, 32, 4, 64, 3)))
+    source, source_layout = some_ids([4, 9, 7], 1)
+    taught = shift_right(*some_ids([11, 11, 11], 2))
+    inputs = taught.inputs.view(3, 12)
+    full = model(source, source_layout, taught.inputs, taught.layout).view(3, 12, -1)
+    cache = model.init_cache(source, source_layout)
+    model.step(inputs[:, 0], cache)
+    cache.reorder(torch.tensor([0, 2]), torch.tensor([0, 2]))
+    torch.testing.assert_close(model.step(inputs[[0, 2], 1], cache), full[[0, 2], 1], atol=1e-4, rtol=1e-4)
+    lm = shaken(CausalLM(EncoderConfig(VOCAB, 32, 4, 64, 3)))
+    full = lm(taught.inputs, taught.layout).view(3, 12, -1)
+    cache = lm.init_cache(3)
+    lm.step(inputs[:, 0], cache)
+    cache.reorder(torch.tensor([2, 2, 0]))
+    torch.testing.assert_close(lm.step(inputs[[2, 2, 0], 1], cache), full[[2, 2, 0], 1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 0.6, 1.5])
+@torch.no_grad()
+def test_enough_beams_find_the_best_of_all_sentences(length_penalty):
+    model = shaken(Transformer(EncoderConfig(8, 16, 2, 32, 2)))  # five special tokens and three ordinary ones
+    source, source_layout = torch.tensor([5, 7, 6, 6, 7, 5]), Layout.from_lengths([2, 4])
+    sentences = [ids for n in range(4) for ids in itertools.product((5, 6, 7), repeat=n)]
+    cache = model.init_cache(source, source_layout, 40)
+    found, scores = beam_search(model, cache, torch.tensor([3, 3]), 40, length_penalty)
+    for part, ids, score in zip(source.split([2, 4]), found, scores.tolist()):
+        best = {}
+        for sentence in sentences:
+            layout = Layout.from_lengths([len(sentence)])
+            taught = shift_right(torch.tensor(sentence, dtype=torch.long), layout)
+            logits = model(part, Layout.from_lengths([len(part)]), taught.inputs, taught.layout)
+            logp = logits.log_softmax(-1).gather(1, taught.targets[:, None]).sum().item()
+            best[sentence] = logp / ((5 + len(sentence) + 1) / 6) ** length_penalty
+        assert tuple(ids) == max(best, key=best.get)
+        assert math.isclose(score, max(best.values()), abs_tol=1e-4)
+
+
+def test_a_seed_decides_what_is_sampled():
+    model = shaken(Transformer(EncoderConfig(VOCAB, 16, 2, 32, 2)))
+    source, layout = some_ids([3, 8, 5], 1)
+    limits = torch.tensor([6, 3, 9])
+    drawn = [
+        generate(model, model.init_cache(source, layout), limits, top_k_sampler(seed=s)) for s in (3, 3, 4)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert not {*SUPPRESSED_IDS} & {token for rows in drawn for row in rows for token in row}
+
+
 @torch.no_grad()
 def test_greedy_does_not_depend_on_its_company():
     model = shaken(Transformer(EncoderConfig(VOCAB, 16, 2, 32, 2)))
@@ -177,7 +265,7 @@ def test_a_mean_loss_of_shifted_targets_is_torchs():
     ids, layout = some_ids([4, 1, 6], 3)
     store = in_memory_store(["a"], train_tokenizer(["a b"], 0))
     loss, sums = CausalLMTask(model, store, store, torch.ones(VOCAB, dtype=torch.long)).loss(
-        type("B", (), {"to": lambda self, device: self, "ids": ids, "layout": layout})(), 0
+        type("B", (), {"to": lambda self, *_, **__: self, "ids": ids, "layout": layout})(), 0
     )
     by_hand = []
     for part in ids.split([4, 1, 6]):

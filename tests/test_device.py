@@ -1,6 +1,7 @@
 "What would happen on a GPU: the real code on a CPU that pretends to be one (see pretended_gpu.py)."
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,18 +9,22 @@ import torch
 from pretended_gpu import DeviceMismatch, PretendedGPU
 
 from bertlab import training
+from bertlab.bench import training as races
 from bertlab.bpe import chars_per_token, train_tokenizer
 from bertlab.core.files import fingerprint
 from bertlab.data.labeled import LabeledTexts
+from bertlab.data.parallel import EXAMPLE_PAIRS
 from bertlab.decoder import CausalLM, CausalLMTask, Transformer, beam_search, generate, greedy
 from bertlab.encoder import EncoderConfig
 from bertlab.finetuning import FinetuneConfig, finetune
 from bertlab.masking import MaskingConfig
-from bertlab.mlm import MaskedLM, evaluate_mlm, fill_mask
+from bertlab.mlm import MaskedLM, evaluate_mlm, fill_mask, save_model
+from bertlab.study.adaptation import continue_pretraining
 from bertlab.study.variants import VariantConfig
 from bertlab.text_cnn import HeadConfig
 from bertlab.token_store import PretrainData, in_memory_store
 from bertlab.training import TrainConfig, fit
+from bertlab.translation import PairStore, PreparedPairs, TranslationConfig, TranslationTask, translate
 
 WORDS = (
     "the of a matrix is an array with rows and columns that holds values for each key in this table".split()
@@ -56,6 +61,7 @@ def steady_waits(gpu, monkeypatch):
     monkeypatch.setattr(training, "_train_step", step)
 
     def run(work) -> dict:
+        count[0] = 0
         work()
         gpu.recording = True
         return dict(gpu.waits)
@@ -146,11 +152,89 @@ def test_generation_is_the_same_on_both_devices(gpu, precision):
     assert precision == "bf16" or written["cpu"] == written["cuda"]
 
 
-def test_the_causal_model_trains(gpu):
+class Steps:
+    "A model whose decoding steps are counted, with what each of them waited for."
+
+    def __init__(self, gpu, monkeypatch, model):
+        self.gpu, self.waits, real = gpu, [], model.step
+
+        def step(ids, cache):
+            self.waits.append(gpu.waits.total())
+            return real(ids, cache)
+
+        monkeypatch.setattr(model, "step", step)
+
+    def per_step(self) -> list[int]:
+        ends = [*self.waits[1:], self.gpu.waits.total()]
+        return [end - start for start, end in zip(self.waits, ends)][:-1]  # after the last one all is read
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_a_decoding_step_waits_to_learn_what_is_complete_and_for_nothing_else(
+    gpu, monkeypatch, precision, num_beams
+):
+    torch.manual_seed(0)
+    model = Transformer(FULL_SHAPE).to("cuda").eval()
+    batch = in_memory_store(TEXTS[:6], TOKENIZER).batch(np.arange(6)).to("cuda")
+    most = torch.tensor([3, 4, 5, 12, 12, 12], device="cuda")
+    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
+        cache = model.init_cache(batch.ids, batch.layout, num_beams)
+        steps = Steps(gpu, monkeypatch, model)
+        gpu.reset()
+        if num_beams == 1:
+            generate(model, cache, most, greedy)
+        else:
+            beam_search(model, cache, most, num_beams)
+    waits = steps.per_step()
+    assert len(waits) >= 5 and min(waits) == 1 and max(waits) <= 2, gpu.report()  # 2 where a sentence leaves
+
+
+def test_the_causal_model_never_waits(gpu, steady_waits):
     train = TrainConfig(batch_size=16, epochs=0.5)
     chars = chars_per_token(TOKENIZER).to("cuda")
     task = CausalLMTask(CausalLM(FULL_SHAPE).to("cuda"), STORE, STORE, chars, 16)
-    assert fit(task, train)[-1]["train_loss"] > 0
+    assert not steady_waits(lambda: fit(task, train)), gpu.report()
+
+
+def test_adaptation_never_waits(gpu, steady_waits, tmp_path, monkeypatch):
+    monkeypatch.setattr("bertlab.study.adaptation.default_device", lambda: torch.device("cuda"))
+    save_model(MaskedLM(FULL_SHAPE), TOKENIZER, tmp_path / "model")
+    train, records = TrainConfig("muon", precision="bf16", batch_size=16, epochs=1), []
+    waits = steady_waits(
+        lambda: records.append(continue_pretraining(tmp_path / "model", TEXTS, tmp_path / "run", train))
+    )
+    assert not waits, gpu.report()
+    assert records[0]["result"]["after"]["loss"] > 0 and (tmp_path / "run" / "model").is_dir()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_translator_never_waits_in_training_and_translates(gpu, steady_waits, precision):
+    pairs = PairStore(in_memory_store([text for text in TEXTS for _ in range(2)], TOKENIZER), 64)
+    data = PreparedPairs(TOKENIZER, pairs, pairs, [list(p) for p in EXAMPLE_PAIRS], {}, True)
+    train = TrainConfig(precision=precision, batch_size=16, epochs=1)
+    task = TranslationTask(Transformer(FULL_SHAPE).to("cuda"), data, TranslationConfig(train=train))
+    assert not steady_waits(lambda: fit(task, train)), gpu.report()
+    for num_beams in (1, 2):
+        assert len(translate(task.model, TOKENIZER, TEXTS[:5], num_beams)) == 5
+
+
+def test_the_implementations_of_the_benchmark_never_wait(gpu, steady_waits):
+    pytest.importorskip("transformers")
+    shape = replace(FULL_SHAPE, max_len=256)  # the study pads to it
+    setup = races.BenchmarkSetup(shape, DATA, torch.device("cuda"), 16, 1, steps=5, repeats=1)
+    seen = {}
+    for name, way in races.implementations(setup).items():
+        if "compiled" in name:
+            continue  # the compiler would build kernels for a GPU
+        task, ahead = way.make(), setup.batches()
+        gpu.reset()
+        plan = [next(ahead) for _ in range(way.steps)]
+        seen[name] = steady_waits(partial(races.time_steps, task, plan))
+    assert {"bertlab, bf16", "torch encoder, fp32", "the study's way, fp32"} <= seen.keys()
+    for name, waits in seen.items():
+        theirs = sum(waits.values()) if name.startswith("transformers, ") else 0  # it looks for padding
+        assert sum(waits.values()) <= theirs <= 3, (name, waits)
 
 
 def test_masks_are_the_same_on_both_devices(gpu):

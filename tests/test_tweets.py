@@ -18,6 +18,7 @@ from bertlab.evaluation import kfold
 from bertlab.finetuning import FinetuneConfig
 from bertlab.mlm import MaskedLM, load_model, save_model
 from bertlab.study import tweets as tweets_study
+from bertlab.study import word_vectors
 from bertlab.study.adaptation import continue_pretraining
 from bertlab.study.augmentation import AUGMENTATIONS, augment
 from bertlab.study.tweets import (
@@ -275,3 +276,86 @@ def test_a_folder_that_lacks_the_tweets(model, tmp_path, capsys):
         main(["tweets", "--data", str(tmp_path), "--model", str(model), "--out", str(tmp_path / "out")]) == 2
     )
     assert "no such file" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- word vectors
+
+
+VECTORS = {"vector_size": 8, "sg": 1, "window": 2, "negative": 2, "min_count": 1, "epochs": 1, "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def vectors(data, tmp_path_factory):
+    pytest.importorskip("gensim", reason="comes with bertlab[word2vec]")
+    return word_vectors.train_word_vectors(data.texts, tmp_path_factory.mktemp("vectors"), VECTORS)
+
+
+def test_vectors_are_trained_once_for_each_text_and_settings(data, vectors, tmp_path):
+    again = word_vectors.train_word_vectors(iter(data.texts), tmp_path, VECTORS)
+    np.testing.assert_array_equal(again.vectors, vectors.vectors)
+    [first] = tmp_path.glob("*.bin")
+    stamp = first.stat().st_mtime_ns
+    word_vectors.train_word_vectors(data.texts, tmp_path, VECTORS)
+    assert first.stat().st_mtime_ns == stamp
+    word_vectors.train_word_vectors(data.texts, tmp_path, VECTORS | {"seed": 1})
+    word_vectors.train_word_vectors(data.texts[1:], tmp_path, VECTORS)
+    assert len(list(tmp_path.glob("*.bin"))) == 3
+
+
+def test_a_word_has_its_vector_or_a_random_one(vectors):
+    texts = ["Fire! zyzzyva", "", "FIRE zyzzyva"]
+    store, table = word_vectors.embedding_table(texts, vectors)
+    assert store.lengths.tolist() == [3, 1, 2]
+    assert store.ids[[0, 2]].tolist() == store.ids[[4, 5]].tolist()
+    np.testing.assert_array_equal(table[store.ids[0]].numpy(), vectors["fire"])
+    fresh = word_vectors.embedding_table(texts, vectors, known=False)[1]
+    assert (fresh != table).any(1).sum() == 2  # fire and the exclamation mark are known
+    limit = 3**0.5 * vectors.vectors.std()
+    assert fresh.abs().max() <= limit
+    assert (word_vectors.embedding_table(texts, vectors, known=False, seed=1)[1] != fresh).any()
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_static_vectors_stay_as_they_are(data, vectors, monkeypatch, trained):
+    "And the others do not; either way a second run gives the same probabilities."
+    built, train = [], TrainConfig("adamw", lr=1e-2, epochs=3, batch_size=16)
+
+    class Spy(word_vectors.WordCNN):
+        def __init__(self, table, *args):
+            super().__init__(table.clone(), *args)
+            built.append((table, self))
+
+    monkeypatch.setattr(word_vectors, "WordCNN", Spy)
+    method = word_vectors.word_cnn_method("cnn", "", vectors, True, trained, train)
+    [(rows, valid), *_] = kfold(data, 3)
+    first = method.run(data, rows, valid)
+    torch.manual_seed(99)
+    np.testing.assert_array_equal(method.run(data, rows, valid), first)
+    assert (first.argmax(1) == data.labels[valid]).mean() > 0.9
+    for table, model in built:
+        assert torch.equal(model.embedding.weight, table) != trained
+
+
+def test_settings_tell_vectors_apart(data, vectors):
+    methods = word_vectors.word_cnn_methods(vectors)
+    assert len({str(m.settings) for m in methods}) == len({m.name for m in methods}) == 3
+    other = vectors.vectors.copy()
+    vectors.vectors[0, 0] += 1
+    try:
+        assert word_vectors.word_cnn_methods(vectors)[1].settings != methods[1].settings
+    finally:
+        vectors.vectors[:] = other
+
+
+def test_word_vectors_go_on_where_they_were(kaggle, tmp_path, monkeypatch):
+    pytest.importorskip("gensim", reason="comes with bertlab[word2vec]")
+    monkeypatch.setattr(word_vectors, "WORD2VEC", VECTORS)
+    (tmp_path / "text.txt").write_text("the town is on fire\na song about the town\n", encoding="utf8")
+    arguments = kaggle, tmp_path / "text.txt", tmp_path / "out", 2
+    word_vectors.run_word_vectors(*arguments)
+    names = sorted(path.name for path in (tmp_path / "out" / "records").iterdir())
+    assert names == ["tweets_cnn_non_static.json", "tweets_cnn_random.json", "tweets_cnn_static.json"]
+    record = json.loads((tmp_path / "out" / "records" / names[0]).read_text())
+    assert record["kind"] == "crossvalidation" and len(record["result"]["folds"]) == 2
+    monkeypatch.setattr(word_vectors, "fit", None)  # everything is there
+    word_vectors.run_word_vectors(*arguments)

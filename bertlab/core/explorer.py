@@ -8,16 +8,17 @@ __all__ = ['Control', 'Explorer', 'hangul_font_face', 'tokens_html', 'bars_html'
 # %% ../../nbs/core/10_explorer.ipynb #114f01a2
 import base64
 import html
-import importlib.util
 import io
 import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from .files import BertlabError
 from .plotting import PALETTE
@@ -27,11 +28,41 @@ from .plotting import PALETTE
 class Control:
     "One control: a slider when it has a range, a menu when it has options, else a line of text."
 
-    value: object  # what it begins with
+    value: object  # what it begins with; a tuple where several options can be picked
     low: float | None = None  # range of a slider
     high: float | None = None
     step: float = 1
     options: tuple = ()  # choices of a menu
+    slider: bool = False  # slide through the options instead
+
+    def widget(
+        self,
+        description: str,  # its label
+    ):  # an ipywidgets widget
+        "The control as a widget."
+        import ipywidgets as w
+
+        wide = "46em" if isinstance(self.value, tuple) or not (self.options or self.high) else "24em"
+        tall = "13em" if isinstance(self.value, tuple) else None
+        look = {
+            "description": description,
+            "style": {"description_width": "initial"},
+            "layout": w.Layout(width=wide, height=tall, margin="2px 12px 2px 0"),
+        }
+        if isinstance(self.value, tuple):
+            return w.SelectMultiple(options=self.options, value=self.value, **look)
+        if self.options:
+            kind = w.SelectionSlider if self.slider else w.Dropdown
+            return kind(options=self.options, value=self.value, **look)
+        if isinstance(self.value, bool):
+            return w.Checkbox(self.value, indent=False, **look)
+        if self.high is not None:
+            slider = w.FloatSlider if isinstance(self.value, float) else w.IntSlider
+            return slider(self.value, min=self.low, max=self.high, step=self.step, **look)
+        return w.Text(self.value, **look)
+
+# %% ../../nbs/core/10_explorer.ipynb #6adb4e75
+_STYLE = "font-family:bertlab-hangul,'DejaVu Sans',Helvetica,sans-serif;font-size:13px;overflow-x:auto"
 
 
 class Explorer:
@@ -51,37 +82,20 @@ class Explorer:
             body = self.draw(**values)
         except BertlabError as e:
             body = f'<p style="color:#D55E00">{html.escape(str(e))}</p>'
-        font = hangul_font_face(body)
-        style = (
-            "font-family:'DejaVu Sans','Helvetica',bertlab-hangul,sans-serif;font-size:13px;overflow-x:auto"
-        )
-        return f'{font}<div style="{style}">{body}</div>'
+        return f'{hangul_font_face(f"{body} {values}")}<div style="{_STYLE}">{body}</div>'
 
     def _ipython_display_(self):
         from IPython.display import HTML, display
 
-        live = importlib.util.find_spec("ipywidgets") and not os.environ.get("BERTLAB_STATIC")
+        live = self.controls and find_spec("ipywidgets") and not os.environ.get("BERTLAB_STATIC")
         display(self.widget() if live else HTML(self.html()))
 
     def widget(self):  # an ipywidgets VBox
         "The explorer as a widget."
         import ipywidgets as w
 
-        drawing, widgets = w.HTML(self.html()), {}
-        for name, c in self.controls.items():
-            shared = {"description": name.replace("_", " "), "continuous_update": True}
-            wide = w.Layout(width="36em" if isinstance(c.value, str) and not c.options else "22em")
-            if c.options:
-                widgets[name] = w.Dropdown(
-                    options=c.options, value=c.value, description=shared["description"]
-                )
-            elif isinstance(c.value, bool):
-                widgets[name] = w.Checkbox(c.value, description=shared["description"])
-            elif c.high is not None:
-                slider = w.FloatSlider if isinstance(c.value, float) else w.IntSlider
-                widgets[name] = slider(c.value, min=c.low, max=c.high, step=c.step, layout=wide, **shared)
-            else:
-                widgets[name] = w.Text(c.value, layout=wide, **shared)
+        drawing = w.HTML(self.html())
+        widgets = {name: c.widget(name.replace("_", " ")) for name, c in self.controls.items()}
 
         def update(_):
             drawing.value = self.html(**{name: widget.value for name, widget in widgets.items()})
@@ -91,36 +105,55 @@ class Explorer:
         return w.VBox([w.Box(list(widgets.values()), layout=w.Layout(flex_flow="row wrap")), drawing])
 
 # %% ../../nbs/core/10_explorer.ipynb #1613a56a
-@lru_cache(maxsize=64)
-def _font_subset(characters: str) -> str | None:  # base64 of a font file, None where no font was found
-    "NanumGothic with these characters only."
-    spec = importlib.util.find_spec("koreanize_matplotlib")
+@lru_cache(maxsize=1)
+def _nanum_gothic():  # a fontTools TTFont, None where it is not installed
+    spec = find_spec("koreanize_matplotlib")
     files = sorted(Path(spec.origin).parent.glob("fonts/NanumGothic.ttf")) if spec else []
     if not files:
         return None
-    from fontTools import subset
     from fontTools.ttLib import TTFont
 
-    options = subset.Options(hinting=False, layout_features=[], notdef_outline=True)
-    options.drop_tables += ["TSI0", "TSI1", "TSI2", "TSI3", "TSI5"]  # of the font's editor
-    chooser, font = subset.Subsetter(options), TTFont(files[0], lazy=True)
-    chooser.populate(text=characters)
-    chooser.subset(font)
-    out = io.BytesIO()
-    font.save(out)
+    return TTFont(files[0], lazy=True)
+
+
+@lru_cache(maxsize=256)
+def _small_font(characters: str) -> str | None:  # base64 of a font file, None without NanumGothic
+    "NanumGothic with these characters only, in milliseconds."
+    font = _nanum_gothic()
+    if font is None:
+        return None
+    from fontTools.fontBuilder import FontBuilder
+
+    shapes, widths = font["glyf"], font["hmtx"]
+    cmap = {ord(c): name for c in characters if (name := font.getBestCmap().get(ord(c)))}
+    names = dict.fromkeys([".notdef", *cmap.values()])
+    for name in list(names):  # a syllable may be put together from others
+        names |= dict.fromkeys(shapes[name].getComponentNames(shapes))
+    builder, out = FontBuilder(font["head"].unitsPerEm), io.BytesIO()
+    builder.setupGlyphOrder(list(names))
+    builder.setupCharacterMap(cmap)
+    builder.setupGlyf({name: shapes[name] for name in names})
+    builder.setupHorizontalMetrics({name: widths[name] for name in names})
+    builder.setupHorizontalHeader(ascent=font["hhea"].ascent, descent=font["hhea"].descent)
+    builder.setupNameTable({"familyName": "bertlab-hangul", "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(out)
     return base64.b64encode(out.getvalue()).decode()
 
 
 def hangul_font_face(
     text: str,  # what will be shown
 ) -> str:  # a style element, empty where no Hangul occurs
-    "A font for the Hangul in a text, to be put in front of it."
+    "A font for the Hangul in a text, to be put in front of it; text fields of widgets use it, too."
     characters = "".join(sorted(set(re.findall("[ㄱ-ㆎ가-힣]", text))))
-    font = _font_subset(characters) if characters else None
+    font = _small_font(characters) if characters else None
     if not font:
         return ""
-    face = f"font-family:bertlab-hangul;src:url(data:font/ttf;base64,{font})"
-    return f"<style>@font-face{{{face}}}</style>"
+    points = ",".join(f"U+{ord(c):X}" for c in characters)  # so that the fonts of a page add up
+    face = f"font-family:bertlab-hangul;src:url(data:font/ttf;base64,{font});unicode-range:{points}"
+    fields = ".jupyter-widgets input,.jupyter-widgets select{font-family:bertlab-hangul,Helvetica,sans-serif}"
+    return f"<style>@font-face{{{face}}}{fields}</style>"
 
 # %% ../../nbs/core/10_explorer.ipynb #e3e66b1a
 def tokens_html(
@@ -143,39 +176,83 @@ def bars_html(
     colour: str = PALETTE[0],
 ) -> str:
     "Labelled horizontal bars."
+    cell = "<td style='padding:1px 4px;text-align:{}'>{}</td>"
+    bar = "<div style='background:{};height:0.9em;width:{:.2f}em'></div>"
     lines = [
-        f"<tr><td style='text-align:right'>{html.escape(label)}</td><td style='width:18em;text-align:left'>"
-        f"<div style='background:{colour};height:0.9em;width:{max(value, 0.002):.1%}'></div></td>"
-        f"<td>{value:.3f}</td></tr>"
+        f"<tr>{cell.format('right', html.escape(label))}"
+        f"{cell.format('left;width:10em', bar.format(colour, max(10 * value, 0.03)))}"
+        f"{cell.format('right', f'{value:.3f}')}</tr>"
         for label, value in rows
     ]
     return f"<table>{''.join(lines)}</table>"
 
+# %% ../../nbs/core/10_explorer.ipynb #4d0d3974
+def _axis(values: np.ndarray, start: float, stop: float, log: bool = False) -> tuple[Callable, list[float]]:
+    "Where a value lies between two pixels, and the round values to write there."
+    low, high = float(values.min()), float(values.max())
+    high = high if high > low else low + 1
+    scale = np.log10 if log else np.asarray
+    ticks = (LogLocator(subs=(1, 2, 5)) if log else MaxNLocator(5, steps=[1, 2, 5, 10])).tick_values(
+        low, high
+    )
+
+    def place(value):
+        return start + (scale(value) - scale(low)) / (scale(high) - scale(low)) * (stop - start)
+
+    return place, [tick for tick in ticks if low <= tick <= high]
+
+
+def _legend(labels: Sequence[str], strokes: Sequence[str]) -> str:
+    "A short stroke beside each label."
+    entry = "<span style='display:inline-block;margin-right:1.5em'>{}</span>"
+    stroke = '<svg width="24" height="10"><line x2="20" y1="5" y2="5" {}/></svg>'
+    return "".join(
+        entry.format(stroke.format(s) + html.escape(label)) for label, s in zip(labels, strokes, strict=True)
+    )
+
 
 def lines_svg(
-    curves: dict[str, Sequence[tuple[float, float]]],  # label -> points
+    curves: dict[str, Sequence[tuple[float, ...]]],  # label -> points (x, y), or (x, y, low, high) of a band
     x_label: str,
-    width: int = 560,  # pixels
-    height: int = 170,
+    log_x: bool = False,  # a logarithmic horizontal axis
+    at: float | None = None,  # a dashed line at this x
+    width: int = 640,  # pixels
+    height: int = 220,
 ) -> str:
-    "Curves with a legend, axes from the smallest to the largest value."
-    points = np.array([p for curve in curves.values() for p in curve], dtype=float)
-    low, high = points.min(0), points.max(0)
-    span = np.where(high > low, high - low, 1)
-    parts = []
-    for i, (label, curve) in enumerate(curves.items()):
-        at = (np.array(curve, dtype=float) - low) / span * [width - 90, -(height - 40)] + [60, height - 24]
-        path, colour = " ".join(f"{x:.1f},{y:.1f}" for x, y in at), PALETTE[i % len(PALETTE)]
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        text = html.escape(label)
-        parts.append(f'<text x="{70 + 120 * i}" y="11" font-size="11" fill="{colour}">{text}</text>')
-    marks = [(4, height - 22, low[1]), (4, 22, high[1]), (56, height - 6, low[0])]
-    parts += [f'<text x="{x}" y="{y}" font-size="11">{value:.4g}</text>' for x, y, value in marks]
-    end = f"{high[0]:.4g} {html.escape(x_label)}"
-    parts.append(f'<text x="{width - 4}" y="{height - 6}" font-size="11" text-anchor="end">{end}</text>')
-    return f'<svg width="{width}" height="{height}" role="img">{"".join(parts)}</svg>'
+    "Curves under a legend, with a band where points have one."
+    points = [np.array(curve, dtype=float) for curve in curves.values()]
+    x_of, x_ticks = _axis(np.concatenate([p[:, 0] for p in points]), 60, width - 16, log_x)
+    y_of, y_ticks = _axis(np.concatenate([p[:, 1:].ravel() for p in points]), height - 36, 10)
+    parts, strokes = [], []
+    for tick in y_ticks:
+        y = f"{y_of(tick):.1f}"
+        parts.append(f'<line x1="60" x2="{width - 16}" y1="{y}" y2="{y}" stroke="#99999955"/>')
+        parts.append(f'<text x="54" y="{y}" dy="4" text-anchor="end">{tick:,.6g}</text>')
+    for tick in x_ticks:
+        parts.append(f'<text x="{x_of(tick):.1f}" y="{height - 20}" text-anchor="middle">{tick:,.6g}</text>')
+    for i, (label, p) in enumerate(zip(curves, points, strict=True)):
+        colour, dashes = PALETTE[i % len(PALETTE)], ' stroke-dasharray="6 3"' if i >= len(PALETTE) else ""
+        strokes.append(f'stroke="{colour}" stroke-width="2"{dashes}')
+        x, y = x_of(p[:, 0]), y_of(p[:, 1:])
+        if p.shape[1] > 2:
+            band = [*zip(x, y[:, 1]), *zip(x[::-1], y[::-1, 2])]
+            edge = " ".join(f"{a:.1f},{b:.1f}" for a, b in band)
+            parts.append(f'<polygon points="{edge}" fill="{colour}" fill-opacity="0.18"/>')
+        path = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y[:, 0]))
+        title = f"<title>{html.escape(label)}</title>"
+        parts.append(f'<polyline points="{path}" fill="none" {strokes[-1]}>{title}</polyline>')
+    if at is not None:
+        x = f"{x_of(at):.1f}"
+        parts.append(
+            f'<line x1="{x}" x2="{x}" y1="8" y2="{height - 34}" stroke="#999" stroke-dasharray="3"/>'
+        )
+    parts.append(f'<text x="{width - 16}" y="{height - 4}" text-anchor="end">{html.escape(x_label)}</text>')
+    frame = f'viewBox="0 0 {width} {height}" width="{width}" role="img" style="max-width:100%;height:auto"'
+    text = 'font-size="11" fill="currentColor"'
+    svg = f"<svg {frame}><g {text}>{''.join(parts)}</g></svg>"
+    return f"<div>{_legend(list(curves), strokes)}</div>{svg}"
 
-
+# %% ../../nbs/core/10_explorer.ipynb #8bf9735e
 def heat_table(
     weights: np.ndarray,  # [queries, keys]
     rows: Sequence[str],  # query labels
@@ -186,7 +263,8 @@ def heat_table(
     "A matrix of weights as coloured cells; the mouse shows query, key and weight."
     top = max(float(weights.max()), 1e-9)
     head = "".join(
-        f"<th style='writing-mode:vertical-rl;font-weight:normal'>{html.escape(c)}</th>" for c in columns
+        f"<th style='writing-mode:vertical-rl;font-weight:normal;white-space:nowrap'>{html.escape(c)}</th>"
+        for c in columns
     )
     lines = [f"<tr><td></td>{head}</tr>"] if labels else []
     for query, row in zip(rows, weights):

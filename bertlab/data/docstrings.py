@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LIBRARIES', 'EXTRACTION_VERSION', 'installed_libraries', 'find_docstrings', 'docstring_prose', 'is_prose',
            'docstring_sentences', 'build_docstring_corpus', 'docstrings', 'mask_library_names',
-           'library_classification_data']
+           'library_classification_data', 'word_order_data']
 
 # %% ../../nbs/data/02_docstrings.ipynb #2303034f
 import ast
@@ -417,3 +417,33 @@ def library_classification_data(
     count = min(per_class, frame.label.value_counts().min())
     frame = frame.sort_values("order").groupby("label").head(count)
     return frame.rename(columns={"file": "group"})[["text", "label", "group"]].reset_index(drop=True)
+
+# %% ../../nbs/data/02_docstrings.ipynb #c2bf7180
+def _swap_neighbours(text: str, number: int) -> str | None:  # None if there is nothing to swap
+    "Swap two neighbouring words made of letters, neither of them the first; a number chooses which."
+    words = text.split(" ")
+    places = [
+        i
+        for i in range(1, len(words) - 1)
+        if f"{words[i]}{words[i + 1]}".isalpha() and words[i].lower() != words[i + 1].lower()
+    ]
+    if not places:
+        return None
+    i = places[number % len(places)]
+    return " ".join([*words[:i], words[i + 1], words[i], *words[i + 2 :]])
+
+
+def word_order_data(
+    size: int = 12_000,  # sentences; of every second one, two neighbouring words are swapped
+) -> pd.DataFrame:  # text, label (original or swapped), group: the file in which the text is
+    "Bigram shift (Conneau et al., 2018): were two neighbouring words of this sentence swapped?"
+    frame = pd.DataFrame(docstrings(), columns=["original", "library", "section", "group"])
+    words = frame.original.map(lambda text: " ".join(sorted(near_duplicate_key(text).split())))
+    frame = frame[~words.duplicated(keep=False) & (frame.original.str.count(" ") >= 5)]
+    hashes = [blake2b(t.encode("utf8", "replace"), digest_size=8).digest() for t in frame.original]
+    frame["order"] = [int.from_bytes(h, "little") for h in hashes]
+    frame["swapped"] = [_swap_neighbours(t, n) for t, n in zip(frame.original, frame.order)]
+    frame = frame.dropna(subset="swapped").sort_values("order").head(size)
+    frame["label"] = [("original", "swapped")[i % 2] for i in range(len(frame))]
+    frame["text"] = frame.original.where(frame.label == "original", frame.swapped)
+    return frame[["text", "label", "group"]].reset_index(drop=True)

@@ -100,12 +100,14 @@ def _train_config(row: TrialRun, scale: Scale, seed: int) -> TrainConfig:
 
 def _corpus_of(row: TrialRun, scale: Scale, corpus: str | None) -> tuple[str, str]:  # name or path, language
     "Which text a row is trained on: Trial 1 needs two languages, the others take the English side."
-    corpus = corpus or ("messages" if scale.corpus and not row.config["lang"] else scale.corpus)
+    corpus = corpus or scale.corpus
     if not corpus:
         raise BertlabError("this scale brings no corpus", hint="Give one: --corpus NAME_OR_PATH")
     parallel = bool(open_corpus(corpus).options.get("lang"))
     if not row.config["lang"] and not parallel:
-        raise BertlabError(f"{row.id} compares two languages", corpus, hint="Give a parallel corpus")
+        raise BertlabError(
+            f"{row.id} compares two languages", corpus, hint="Give a parallel corpus: --corpus PATH"
+        )
     return str(corpus), row.config["lang"] if parallel else ""
 
 # %% ../../nbs/study/03_scales.ipynb #ee45b5f6
@@ -118,8 +120,6 @@ def at_scale(
     "The pre-training that a row means at a scale."
     row, s = find_row(row), scale if isinstance(scale, Scale) else find_scale(scale)
     c, (corpus, lang) = row.config, _corpus_of(row, s, corpus)
-    if s.corpus and not c["lang"]:
-        s = replace(s, train_fraction=1, epochs=0.25)
     width = _width_divisor(row, s)
     return VariantConfig(
         data=DataConfig(corpus, lang, merges=c["merges"] // s.merges),
@@ -254,7 +254,7 @@ def _known_record(job: TrialJob, config: VariantConfig, corpus: str, identity: s
     raise BertlabError(problem, job.path, hint="Move it away, or choose another folder")
 
 
-def _run_job(job: TrialJob) -> dict:  # the record
+def _run_job(job: TrialJob, estimate: Callable | None = None) -> dict:  # the record
     "Run a job, or read its record if it is done."
     row, config = find_row(job.row_id), at_scale(job.row_id, job.size, job.corpus, job.seed)
     corpus = open_corpus(config.data.corpus, lang=config.data.lang or None).fingerprint
@@ -264,7 +264,7 @@ def _run_job(job: TrialJob) -> dict:  # the record
     known = _known_record(job, config, corpus, identity)
     if known is None:
         work = cache_dir() / "trials" / f"{job.scale}_{row.id}_{job.seed}_{identity}"
-        record = small_record(pretrain(config, work), row, job.scale)
+        record = small_record(pretrain(config, work, estimate and estimate(config)), row, job.scale)
         write_json(job.path, record | {"config_fingerprint": identity})
         known = read_json(job.path)
     return known
@@ -297,11 +297,13 @@ def rows_of(
     return [row.id for row in chosen if row.is_runnable]
 
 
-def _try_job(inputs: None, job: TrialJob, report: Callable) -> dict:  # {"record": ...} or {"diverged": ...}
+def _try_job(
+    estimate: Callable | None, job: TrialJob, report: Callable
+) -> dict:  # {"record": ...} or {"diverged": ...}
     "Run a job in some process; that it diverges is a result."
     done_before = job.path.is_file()
     try:
-        return {"record": _run_job(job), "done_before": done_before}
+        return {"record": _run_job(job, estimate), "done_before": done_before}
     except DivergedError as e:
         return {"diverged": str(e)}
     except BertlabError as e:  # which cannot travel between processes as it is
@@ -316,6 +318,7 @@ def _describe_end(job: TrialJob, end: dict) -> str:
     return (
         f"{job.row_id:5} seed {job.seed}  valid {r['result']['accuracy']:.3f}  {r['tokens']:,} tokens, "
         f"{r['parameters']:,} parameters, {r['flops']:.2g} flops, {r['seconds']:.0f} s"
+        + (f", {r['estimated_seconds']:.0f} s expected" if "estimated_seconds" in r else "")
         + (" (done before)" if end["done_before"] else "")
     )
 
@@ -327,20 +330,25 @@ def run_trials(
     folder: str | Path | None = None,  # of records
     seeds: int = 1,  # seeds 0 to seeds - 1
     jobs: int = 1,  # rows at a time, each in a process of its own
+    estimate: Callable[[VariantConfig], float | None] | None = None,  # how many seconds a row should take
 ) -> list[dict]:  # the records
     "Run what is missing; a run that diverges is reported, and the next one starts."
     if seeds < 1 or jobs < 1:
         raise BertlabError(f"seeds is {seeds}, jobs {jobs}", hint="Choose whole numbers from 1")
     size, rows = find_scale(scale), rows_of(names)
-    todo = [TrialJob(row_id, scale, size, corpus, folder, seed) for seed in range(seeds) for row_id in rows]
+    if not (names or corpus):
+        bilingual = [row_id for row_id in rows if not ROWS[row_id].config["lang"]]
+        rows = [row_id for row_id in rows if row_id not in bilingual]
+        print(f"left out: {', '.join(bilingual)}, which need a parallel corpus (--corpus PATH)", flush=True)
+    queue = [TrialJob(row_id, scale, size, corpus, folder, seed) for seed in range(seeds) for row_id in rows]
     ends: dict[int, dict] = {}
 
     def save_result(number: int, end: dict | None, status: str):
         if "error" in end:
             raise BertlabError(*end["error"])
         ends[number] = end
-        print(_describe_end(todo[number], end), flush=True)
+        print(_describe_end(queue[number], end), flush=True)
 
-    with interruptible(lambda: f"{len(ends)} of {len(todo)} rows done"):
-        run_with_processes(_try_job, None, todo, save_result, jobs)
+    with interruptible(lambda: f"{len(ends)} of {len(queue)} rows done"):
+        run_with_processes(_try_job, estimate, queue, save_result, jobs)
     return [ends[number]["record"] for number in sorted(ends) if "record" in ends[number]]

@@ -41,12 +41,12 @@ from bertlab.core.files import (
 )
 from ..core.processes import interruptible, run_with_processes
 from ..core.records import default_device, records_dir, run_record
-from ..core.saving import find_model_folder, tokenizer_fingerprint
+from ..core.saving import tokenizer_fingerprint
 from ..data.labeled import LabeledTexts, read_labeled
 from ..encoder import Encoder
 from ..evaluation import holdout
 from ..finetuning import FeatureCache, FinetuneConfig, finetune
-from ..mlm import load_model
+from ..mlm import load_encoder, locate_model
 from ..pretraining import PretrainConfig
 from .scales import SCALES, at_scale
 from .trials import FINETUNE_GRID, PILE_SEARCH_SPACE, ROWS, SWISH_CONFIG, LogUniform, TrialRun
@@ -363,16 +363,16 @@ def sweep_path(
 
 
 def classifier_inputs(
-    model: str | Path,  # the folder of a pre-trained model
+    model: str | Path,  # a pre-trained model, as `locate_model` takes it
     data: str,  # default, a table, or the folder of the disaster tweets
     texts: int | None = None,  # train on so many; None for all
 ) -> tuple[ClassifierInputs, dict]:  # and what they are, for the record
     "What the fine-tunings of a sweep share."
-    mlm, tokenizer = load_model(model)
+    encoder, tokenizer = load_encoder(model)
     labeled = read_labeled(data)
     train, valid = holdout(labeled)
     train = np.sort(np.random.default_rng(0).permutation(train)[:texts])
-    shape = asdict(mlm.encoder.config)
+    shape = asdict(encoder.config)
     about = {
         "name": Path(data).name,
         "texts": len(labeled),
@@ -380,10 +380,10 @@ def classifier_inputs(
         "valid": len(valid),
         "fingerprint": fingerprint([labeled.texts, labeled.labels.tolist(), labeled.names]),
         "encoder": {k: shape[k] for k in ("d_model", "heads", "d_ff", "layers", "vocab_size")},
-        "encoder_sha256": file_sha256(find_model_folder(model) / "model.safetensors"),
+        "encoder_sha256": file_sha256(locate_model(model) / "model.safetensors"),
         "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
     }
-    return ClassifierInputs(mlm.encoder, tokenizer, labeled, train, valid), about
+    return ClassifierInputs(encoder, tokenizer, labeled, train, valid), about
 
 # %% ../../nbs/study/05_sweeps.ipynb #b74ecd92
 def _inputs_and_jobs(

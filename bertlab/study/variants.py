@@ -42,6 +42,9 @@ def torch_stack(
     config: EncoderConfig,
 ) -> nn.TransformerEncoder:
     "The layers that a config describes, as torch builds them."
+    if config.positions == "rotary" or config.activation == "geglu":
+        problem = "torch's layers have neither rotary positions nor geglu"
+        raise BertlabError(problem, hint="Choose other positions and another activation, or the tied model")
     layer = nn.TransformerEncoderLayer(
         config.d_model,
         config.heads,
