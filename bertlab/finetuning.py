@@ -345,6 +345,7 @@ def finetune(
     config: FinetuneConfig | None = None,  # None: the default
     cache: FeatureCache | None = None,  # shares the features of frozen encoders between runs
     folder: str | Path | None = None,  # for checkpoints
+    tensorboard: str | Path | None = None,  # folder to write the history to as it grows, for TensorBoard
 ) -> FinetuneResult:
     "Train a classifier on a pre-trained encoder; the frozen part is run once."
     config = config or FinetuneConfig()
@@ -354,7 +355,7 @@ def finetune(
     if n_frozen_layers is not None:
         inputs = (cache or FeatureCache()).get(model.encoder, inputs, n_frozen_layers)
     task = FinetuneTask(model, config, inputs, n_frozen_layers, data.labels, train, valid)
-    history = fit(task, config.train, folder, desc="fine-tuning")
+    history = fit(task, config.train, folder, desc="fine-tuning", tensorboard=tensorboard)
     return FinetuneResult(model, history, predict(model, inputs, n_frozen_layers, valid))
 
 # %% ../nbs/12_finetuning.ipynb #6019e333

@@ -24,7 +24,14 @@ from bertlab.core.distributed import (
     wrap_ddp,
 )
 from .core.files import BertlabError, read_json, write_json
-from .core.records import check_settings, default_device, list_checkpoints, run_or_load, run_record
+from bertlab.core.records import (
+    check_settings,
+    default_device,
+    events_dir,
+    list_checkpoints,
+    run_or_load,
+    run_record,
+)
 from .core.saving import tokenizer_fingerprint
 from .data.corpora import open_corpus
 from .encoder import EncoderConfig, count_parameters, train_flops_per_token
@@ -189,20 +196,23 @@ def unigram_scores(
 def pretrain(
     config: PretrainConfig,
     folder: str | Path,  # where the run lives: checkpoints/, then model/ and record.json
+    tensorboard: bool = False,  # write the history as it grows to tensorboard/, too
     estimated_seconds: float | None = None,  # how long it should take, for the record
 ) -> dict:  # the run record
     "Pre-train a masked language model; goes on where it was stopped, and reads the record of what is done."
 
+    board = events_dir(folder, tensorboard)
+
     def work(folder: Path) -> dict:
         broadcast_object(None)  # the other processes learn that there is no record yet
-        return _train(config, folder, estimated_seconds)
+        return _train(config, folder, board, estimated_seconds)
 
     if get_rank() == 0:
         check_settings(folder, _settings(config))
         return broadcast_object(run_or_load(folder, _settings(config), work, _identity(config)))
     record = broadcast_object(None)
     if record is None:
-        _train(config, Path(folder))
+        _train(config, Path(folder), board)
         record = broadcast_object(None)
     return record
 
@@ -257,14 +267,16 @@ def _notes(result: dict, unigram: dict, corpus: dict) -> list[str]:
     return [note for note in notes if note]
 
 
-def _train(config: PretrainConfig, folder: Path, estimated_seconds: float | None = None) -> dict:
+def _train(
+    config: PretrainConfig, folder: Path, board: Path | None, estimated_seconds: float | None = None
+) -> dict:  # the record; empty in all processes but the first
     "Prepare the data, build the model, train it, save it, and describe the run."
     data = prepare_data(config.data, config.encoder.max_len)
     _check_tokenizer(folder, data.tokenizer)
     torch.manual_seed(config.train.seed)
     model = config.build_model(data.tokenizer.get_vocab_size()).to(default_device())
     task = config.build_task(model, data)
-    history = fit(task, config.train, folder, desc="pre-training")
+    history = fit(task, config.train, folder, desc="pre-training", tensorboard=board)
     if not task.is_main_process:
         return {}  # the record is the first one's
     result = {k.removeprefix("valid_"): v for k, v in history[-1].items() if k.startswith("valid_")}

@@ -375,7 +375,7 @@ def in_memory_store(
 class DataConfig:
     "Which text is learned from, and how it is cut into tokens."
 
-    corpus: str = "default"  # the name of a corpus, or the path of a text file or folder
+    corpus: str = "default"  # a name, a path, table.parquet:COLUMN, or hub:OWNER/NAME:COLUMN
     lang: str = ""  # language of a parallel corpus: ko or en; empty for both
     merges: int = 5000  # number of BPE merges: the study's "5k"
     valid_fraction: float = 0.1  # fraction of the sentences that is kept for validation

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from .core.checkpoints import prune_checkpoints, resume, save_checkpoint
 from .core.distributed import sum_dtype, widen
 from .core.files import BertlabError, fingerprint, write_json
-from .core.records import list_checkpoints
+from .core.records import history_events, list_checkpoints
 
 # %% ../nbs/08_training.ipynb #f06330aa
 def _parameter_groups(model: nn.Module) -> tuple[list, list, list]:  # hidden matrices, embeddings, vectors
@@ -302,6 +302,7 @@ class _Run:
         self.started = time.perf_counter() - self.state.seconds
         self.saved_at = time.perf_counter()
         self.largest_batch = 0  # tokens of the largest batch that went through
+        self.on_row = lambda row: None  # is given each new row of the history
 
     @property
     def epoch(self) -> float:
@@ -368,6 +369,7 @@ def _evaluate(run: _Run):
     if "tokens" in sums:
         row["tokens"] = sums["tokens"]
     state.history.append(row)
+    run.on_row(row)
     if "valid_loss" in row and row["valid_loss"] <= min(h["valid_loss"] for h in state.history):
         state.best_step = state.step
     run.diverged |= not all(math.isfinite(row.get(loss, 0.0)) for loss in ("train_loss", "valid_loss"))
@@ -404,6 +406,7 @@ def fit(
     config: TrainConfig,
     folder: str | Path | None = None,  # of checkpoints; a run that finds its own goes on from the newest
     desc: str = "training",  # the label of the progress bar
+    tensorboard: str | Path | None = None,  # folder to write the history to as it grows, for TensorBoard
 ) -> list[dict]:  # the history: a row per evaluation
     "Train a task's model; can be stopped at any step and called again with the same result."
     run = _Run(task, config, Path(folder) if folder else None)
@@ -411,7 +414,10 @@ def fit(
     style = {"desc": desc, "unit": "step", "mininterval": 0.5}
     if not task.is_main_process:
         style["disable"] = True  # else the environment variable TQDM_DISABLE decides
-    with _catch_signals() as caught, tqdm(total=run.total, initial=run.state.step, **style) as bar:
+        tensorboard = None
+    bar = tqdm(total=run.total, initial=run.state.step, **style)
+    events = history_events(tensorboard, run.state.history)
+    with _catch_signals() as caught, bar, events as run.on_row:
         while run.state.step < run.total:
             epoch, start = divmod(run.state.step, task.steps_per_epoch)
             for batch in task.batches(epoch, start):

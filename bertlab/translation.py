@@ -30,7 +30,7 @@ from bertlab.core.files import (
     read_json,
     write_json,
 )
-from .core.records import check_settings, default_device, run_or_load, run_record
+from .core.records import check_settings, default_device, events_dir, run_or_load, run_record
 from bertlab.core.saving import (
     find_model_folder,
     load_model_folder,
@@ -429,9 +429,11 @@ def translation_record(
 def train_translator(
     config: TranslationConfig,
     folder: str | Path,  # of the run: checkpoints/, then model/ and record.json
+    tensorboard: bool = False,  # write the history as it grows to tensorboard/, too
 ) -> dict:  # the run record
     "From a config to a trained and scored translator; an interrupted run continues, a finished one is read."
     import_sacrebleu()
+    board = events_dir(folder, tensorboard)
     check_settings(folder, asdict(config))
     prepared = prepare_pairs(config.pairs, config.encoder.max_len)
     identity = {
@@ -443,7 +445,8 @@ def train_translator(
 
     def work(folder: Path) -> dict:
         model = build_translator(config, prepared.tokenizer).to(default_device())
-        history = fit(TranslationTask(model, prepared, config), config.train, folder, desc="translation")
+        task = TranslationTask(model, prepared, config)
+        history = fit(task, config.train, folder, desc="translation", tensorboard=board)
         save_translator(model, prepared.tokenizer, folder / "model", {"corpus": prepared.corpus})
         return translation_record(config, prepared, model, history)
 

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertlab.core.files import BertlabError
-from bertlab.data import corpora, docstrings, labeled, readers, text
+from bertlab.data import corpora, docstrings, downloads, labeled, readers, text
 from bertlab.data.parallel import Pairs
 from bertlab.data.text import SkipCounts
 
@@ -683,7 +683,7 @@ def test_a_damaged_docstring_cache_is_built_anew(tmp_path, monkeypatch):
 
 
 def test_print_where_korean_cannot_be_printed():
-    code = "from bertlab.data.corpora import download_corpus; download_corpus('aihub')"
+    code = "from bertlab.data.downloads import download_corpus; download_corpus('aihub')"
     env = os.environ | {"PYTHONIOENCODING": "cp1252"}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, timeout=60)
     assert done.returncode == 0 and b"\\ud55c" in done.stdout and not done.stderr
@@ -691,10 +691,10 @@ def test_print_where_korean_cannot_be_printed():
 
 def test_hub_files_with_other_columns(tmp_path):
     frame = pd.DataFrame({"a": ["x"]})
-    for convert in (corpora._convert_pairs, corpora._convert_documents, corpora._convert_tweets):
+    for convert in (downloads._convert_pairs, downloads._convert_documents, downloads._convert_tweets):
         assert_error(lambda convert=convert: convert(frame, tmp_path), "has no column", "only a")
     broken = pd.DataFrame({"translation": ["no dict"]})
-    assert_error(lambda: corpora._convert_pairs(broken, tmp_path), "does not hold ko and en")
+    assert_error(lambda: downloads._convert_pairs(broken, tmp_path), "does not hold ko and en")
 
 
 def test_the_package_needs_no_optional_reader(tmp_path):

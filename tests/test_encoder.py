@@ -16,7 +16,7 @@ CONFIG = EncoderConfig(vocab_size=100, d_model=64, heads=4, d_ff=128, layers=3)
     "wrong, says",
     [
         ({"d_model": 1024, "heads": 12}, "cannot be divided among 12 heads"),
-        ({"activation": "tanh"}, "Choose one of relu, gelu, swish"),
+        ({"activation": "tanh"}, "Choose one of relu, gelu, swish, geglu"),
         ({"norm": "layer"}, "Choose one of pre, post"),
         ({"positions": "none"}, "Choose one of sinusoidal, learned"),
         ({"layers": 0}, "layers is 0"),

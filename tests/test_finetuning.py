@@ -219,7 +219,7 @@ def test_stopped_and_resumed_is_the_same(data, tokenizer, encoder, tmp_path, fre
     np.testing.assert_array_equal(whole.probabilities, resumed.probabilities)
 
 
-def stopping_fit(task, config, folder, desc):
+def stopping_fit(task, config, folder, **options):
     "Training that gets a signal in its sixth step."
     loss, count = task.loss, iter(range(100))
 
@@ -232,7 +232,7 @@ def stopping_fit(task, config, folder, desc):
         return loss(batch, epoch)
 
     task.loss = counted
-    return fit(task, config, folder, desc=desc)
+    return fit(task, config, folder, **options)
 
 
 def test_frozen_part_runs_once(data, tokenizer, encoder, tmp_path, monkeypatch):

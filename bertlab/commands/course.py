@@ -45,10 +45,13 @@ def data_command(argv: list[str]):
     class Data:
         "Prepare, fetch or describe a corpus; without a name, list what there is."
 
-        name: Positional[str] = ""  # default, messages, the name of a corpus to fetch, or a path.
+        name: Positional[str] = (
+            ""  # default, messages, the name of a corpus to fetch, hub:OWNER/NAME:COLUMN, or a path.
+        )
 
     args = parse_args(Data, argv, "data")
-    from bertlab.data.corpora import HUB_DATASETS, MANUAL_DATASETS, download_corpus, open_corpus
+    from bertlab.data.corpora import open_corpus
+    from bertlab.data.downloads import HUB_DATASETS, MANUAL_DATASETS, download_corpus
 
     if not args.name:
         for title, names in (
@@ -94,6 +97,7 @@ def pretrain_command(argv: list[str]):
         """
 
         out: Path  # Folder of the run; the model will be in its folder model/.
+        tensorboard: bool = False  # Write the history as it grows into the run's folder tensorboard/.
         config: PretrainConfig = field(default_factory=PretrainConfig)
 
     args = parse_args(Pretrain, argv, "pretrain")
@@ -104,7 +108,7 @@ def pretrain_command(argv: list[str]):
             if not (args.out / "record.json").is_file():
                 line, seconds = announce_pretraining(args.config, default_device())
                 print(line, flush=True)
-        record, is_main = pretrain(args.config, args.out, seconds), get_rank() == 0
+        record, is_main = pretrain(args.config, args.out, args.tensorboard, seconds), get_rank() == 0
     if not is_main:
         return
     scores = (("unigram", record["unigram"]), ("BERT", record["result"]))
@@ -134,6 +138,7 @@ def finetune_command(argv: list[str]):
         out: Path  # Folder of the run; the classifier will be in its folder model/.
         valid: float = 0.1  # Fraction of the texts to evaluate on.
         positive: str = ""  # The class to look for, of two (default: chosen by name, and said).
+        tensorboard: bool = False  # Write the history as it grows into the run's folder tensorboard/.
         config: FinetuneConfig = field(default_factory=FinetuneConfig)
 
     args = parse_args(Finetune, argv, "finetune")
@@ -145,7 +150,7 @@ def finetune_command(argv: list[str]):
     data = read_labeled(source, args.positive or None)
     print_notes(data.notes)
     cut = "" if (args.out / "record.json").is_file() else _announce_finetuning(args.model, data, args)
-    record = run_finetuning(args.config, args.model, data, args.out, args.valid)
+    record = run_finetuning(args.config, args.model, data, args.out, args.valid, tensorboard=args.tensorboard)
     print(f"{format_table(record['result']['scores'])}\n\n{format_table(class_rows(record))}")
     print_notes([cut] if cut else [])
     print(f"\nmodel: {args.out / 'model'}")
@@ -357,6 +362,7 @@ def _train_translator(argv: list[str]):
         "Train a translator on a parallel corpus. Stopped and typed again, it goes on where it was."
 
         out: Path  # Folder of the run; the translator will be in its folder model/.
+        tensorboard: bool = False  # Write the history as it grows into the run's folder tensorboard/.
         config: TranslationConfig = field(default_factory=TranslationConfig)
 
     args = parse_args(TrainTranslator, argv, "translate train")
@@ -365,7 +371,7 @@ def _train_translator(argv: list[str]):
         model = Transformer(replace(config.encoder, vocab_size=config.pairs.merges + 1000))
     check_memory(count_parameters(model), default_device())
     inputs = [path for path in (config.pretrained, config.pairs.tokenizer) if path]
-    record = train_translator(args.config, check_out(args.out, *inputs))
+    record = train_translator(args.config, check_out(args.out, *inputs), args.tensorboard)
     rows = [{"system": name, **scores} for name, scores in record["result"].items()]
     print(f"{format_table(rows)}\n\nmodel: {args.out / 'model'}")
 

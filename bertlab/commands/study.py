@@ -219,7 +219,7 @@ def plan_command(argv: list[str]):
 def corpus_states() -> dict[str, str]:
     "Which corpora are here, and what is missing for the others."
     from bertlab.core.files import cache_dir
-    from bertlab.data.corpora import HUB_DATASETS, MANUAL_DATASETS
+    from bertlab.data.downloads import HUB_DATASETS, MANUAL_DATASETS
     from bertlab.data.readers import LANGUAGE_PACK
 
     corpora = cache_dir() / "corpora"

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['RUN_FORMAT', 'flatten_config', 'describe_differences', 'records_dir', 'list_checkpoints', 'check_out', 'find_record',
-           'check_settings', 'open_run', 'run_or_load', 'default_device', 'device_name', 'versions', 'Provenance',
-           'RunRecord', 'provenance', 'run_record']
+           'check_settings', 'open_run', 'run_or_load', 'events_dir', 'history_events', 'default_device', 'device_name',
+           'versions', 'Provenance', 'RunRecord', 'provenance', 'run_record']
 
 # %% ../../nbs/core/03_records.ipynb #3c9d5e22
+import contextlib
 import json
 import os
 import platform
@@ -228,6 +229,51 @@ def run_or_load(
             write_json(folder / "record.json", work(folder))
             record = _read_record(folder)
     return record
+
+# %% ../../nbs/core/03_records.ipynb #961033f6
+def _import_summary_writer():
+    "TensorBoard's writer of event files; without the package, an error that says how to get it."
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        hint = "Run: pip install 'bertlab[tensorboard]'"
+        raise BertlabError("TensorBoard is not installed", hint=hint) from None
+    return SummaryWriter
+
+
+def events_dir(
+    folder: str | Path,  # where the run lives
+    wanted: bool,  # whether its history is to be watched with TensorBoard
+) -> Path | None:
+    "Where a run writes its history for TensorBoard; a missing package is an error now, not after hours."
+    if not wanted:
+        return None
+    _import_summary_writer()
+    return Path(folder) / "tensorboard"
+
+
+@contextlib.contextmanager
+def history_events(
+    folder: str | Path | None,  # of the event files; None: write nothing
+    history: list[dict],  # the rows that a resumed run has already
+):
+    "Yield a function that appends a row of a history to TensorBoard's event files."
+    if folder is None:
+        yield lambda row: None
+        return
+    writer_class = _import_summary_writer()
+    started = time.time() - (history[-1]["seconds"] if history else 0.0)
+    with writer_class(folder, purge_step=0) as writer:
+
+        def add(row: dict):
+            for name, value in row.items():
+                if name != "step":
+                    writer.add_scalar(name, value, row["step"], walltime=started + row["seconds"])
+            writer.flush()
+
+        for row in history:
+            add(row)
+        yield add
 
 # %% ../../nbs/core/03_records.ipynb #a65f638c
 def default_device() -> torch.device:

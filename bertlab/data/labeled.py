@@ -253,11 +253,34 @@ def tweet_inputs(
 BUILT_IN_DATA = {"default": library_classification_data, "word-order": word_order_data}
 
 
+def _table_frame(
+    table,  # a DataFrame, or a data set of `datasets`
+) -> pd.DataFrame:  # its columns text, label, target and group; numbers of classes become their names
+    "A table that is in Python already, as a frame."
+    if isinstance(table, pd.DataFrame):
+        if (doubled := table.columns[table.columns.duplicated()]).any():
+            raise BertlabError(f"two columns are called {doubled[0]!r}", hint="Rename or remove one of them")
+        return table
+    if isinstance(table, dict) or not hasattr(table, "column_names"):
+        problem = f"a {type(table).__name__} is no table of texts and labels"
+        raise BertlabError(problem, hint="Give a path, a DataFrame, or one split of a data set")
+    there = table.column_names or list(next(iter(table), {}))
+    names = [name for name in ("text", "label", "target", "group") if name in there]
+    frame = pd.DataFrame(list(table.select_columns(names)), columns=names if names else there)
+    for name in names[1:3]:
+        classes = getattr((table.features or {}).get(name), "names", None)
+        if classes:  # -1 says that there is no label
+            frame[name] = [classes[i] if i is not None and i >= 0 else None for i in table[name]]
+    return frame
+
+
 def read_labeled(
-    source: str | Path,  # of `BUILT_IN_DATA`, the folder of the disaster tweets, or a .csv or .tsv
+    source,  # of `BUILT_IN_DATA`, the tweets' folder, a .csv or .tsv; a DataFrame, or a data set of `datasets`
     positive: str | None = None,  # the class to look for, of two; None: chosen by name
 ) -> LabeledTexts:
     "Labelled texts: built-in ones, Kaggle's disaster tweets, or a table with the columns text and label."
+    if not isinstance(source, (str, Path)):
+        return validate_labels(_table_frame(source), positive=positive)
     named = str(source) in BUILT_IN_DATA and not any(
         p.is_file() for p in (Path(source), Path(source) / "train.csv")
     )

@@ -60,6 +60,7 @@ FILE_SUFFIXES: dict[str, tuple[str, ...]] = {  # format -> how its files' names 
     "aihub": (".xlsx", ".zip"),
     "pairs": (".tsv", ".tsv.gz", ".tsv.zst"),
     "pile": (".jsonl", ".jsonl.gz", ".jsonl.zst"),
+    "table": (".parquet", ".arrow"),
     "text": (".txt", ".txt.gz", ".txt.zst"),
     "tweets": ("train.csv", "test.csv"),
 }

@@ -18,7 +18,7 @@ import numpy as np
 from ..core.files import BertlabError, file_sha256, fingerprint, write_json
 from ..core.plotting import save_figure, set_plot_style
 from ..core.processes import changed_environ, interruptible, run_with_processes
-from ..core.records import default_device, run_or_load, run_record
+from ..core.records import default_device, events_dir, run_or_load, run_record
 from ..core.reporting import format_table, plot_histories
 from ..data.labeled import LabeledTexts, read_labeled
 from ..encoder import EncoderConfig, count_parameters
@@ -46,8 +46,10 @@ def run_finetuning(
     folder: str | Path,  # where the run lives: checkpoints/, then model/ and record.json
     valid: float = 0.1,  # fraction of the texts that is held out for validation
     random: bool = False,  # the control: only the shape and the tokenizer of the model, no baselines
+    tensorboard: bool = False,  # write the history as it grows to tensorboard/, too
 ) -> dict:  # the run record
     "Fine-tune a pre-trained model and its baselines on one split; goes on where it was stopped."
+    board = events_dir(folder, tensorboard)
     about = describe_data(data)
     weights = file_sha256(locate_model(model) / "model.safetensors")[:16]
     start = f"random weights, shaped like {weights}" if random else weights
@@ -57,7 +59,8 @@ def run_finetuning(
         encoder, tokenizer = load_encoder(model)
         train, held_out = holdout(data, valid)
         encoder = random_encoder(encoder.config, config.train.seed) if random else encoder
-        done = finetune(encoder.to(default_device()), tokenizer, data, train, held_out, config, folder=folder)
+        encoder = encoder.to(default_device())
+        done = finetune(encoder, tokenizer, data, train, held_out, config, folder=folder, tensorboard=board)
         scores = classification_scores(data.labels[held_out], done.probabilities)
         save_classifier(done.model.cpu(), tokenizer, folder / "model", extra={"result": scores})
         result = evaluate_classifier(data, train, held_out, done.probabilities, random)
@@ -246,7 +249,7 @@ def run_quickstart(
     say(f"1/4  text, vocabulary, token store{' (made before, reused)' if data.reused else ''}")
     is_done = (folder / "pretrained" / "record.json").is_file()
     say(f"2/4  pre-training{' (done before, reused)' if is_done else ''}")
-    pretrained = pretrain(PRETRAINING, folder / "pretrained", estimate(PRETRAINING))
+    pretrained = pretrain(PRETRAINING, folder / "pretrained", estimated_seconds=estimate(PRETRAINING))
     say("3/4  fine-tuning on two tasks, each with its baselines and without pre-training")
     records = {"pretraining": pretrained} | finetune_tasks(folder)
     guesses = fill_examples(folder / "pretrained" / "model")

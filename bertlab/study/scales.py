@@ -264,7 +264,9 @@ def _run_job(job: TrialJob, estimate: Callable | None = None) -> dict:  # the re
     known = _known_record(job, config, corpus, identity)
     if known is None:
         work = cache_dir() / "trials" / f"{job.scale}_{row.id}_{job.seed}_{identity}"
-        record = small_record(pretrain(config, work, estimate and estimate(config)), row, job.scale)
+        record = small_record(
+            pretrain(config, work, estimated_seconds=estimate and estimate(config)), row, job.scale
+        )
         write_json(job.path, record | {"config_fingerprint": identity})
         known = read_json(job.path)
     return known
