@@ -25,7 +25,7 @@ from .data.labeled import LabeledTexts
 from .data.text import replace_surrogates
 from .encoder import EncoderConfig
 from .finetuning import Classifier, FeatureCache, FinetuneConfig, classify, finetune
-from .mlm import load_model
+from .mlm import load_encoder
 from .text_cnn import HeadConfig
 from .training import TrainConfig
 
@@ -138,8 +138,8 @@ class BertlabClassifier(ClassifierMixin, BaseEstimator):
         self.classes_, numbers = check_classes(y, len(texts))
         rows = np.arange(len(texts))
         data = LabeledTexts(texts, numbers, rows, tuple(map(str, self.classes_)))
-        mlm, tokenizer = load_model(self.model)
-        encoder, cache = mlm.encoder.to(default_device()), FeatureCache(self.cache)
+        encoder, tokenizer = load_encoder(self.model)
+        encoder, cache = encoder.to(default_device()), FeatureCache(self.cache)
         done = finetune(encoder, tokenizer, data, rows, rows[:0], self._config(), cache)
         self.classifier_, self.tokenizer_, self.history_ = done.model, tokenizer, done.history
         return self

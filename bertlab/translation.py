@@ -417,12 +417,9 @@ def translation_record(
     chosen = asdict(config)
     chosen["pretrained"] = Path(config.pretrained).name
     chosen["pairs"] |= {name: Path(chosen["pairs"][name]).name for name in ("corpus", "tokenizer")}
-    more = {
-        "parameters": count_parameters(model),
-        "vocabulary": prepared.tokenizer.get_vocab_size(),
-        "sentence_chrF_percentiles": percentiles,
-        **_example_translations(config, model, prepared.tokenizer),
-    }
+    more = {"parameters": count_parameters(model), "vocabulary": prepared.tokenizer.get_vocab_size()}
+    more["sentence_chrF_percentiles"] = percentiles
+    more |= _example_translations(config, model, prepared.tokenizer)
     return run_record("translation", chosen, prepared.corpus, history, result, **more)
 
 # %% ../nbs/14_translation.ipynb #ac7c3952
@@ -436,10 +433,8 @@ def train_translator(
     board = events_dir(folder, tensorboard)
     check_settings(folder, asdict(config))
     prepared = prepare_pairs(config.pairs, config.encoder.max_len)
-    identity = {
-        "corpus": prepared.corpus["fingerprint"],
-        "tokenizer": tokenizer_fingerprint(prepared.tokenizer),
-    }
+    identity = {"corpus": prepared.corpus["fingerprint"]}
+    identity["tokenizer"] = tokenizer_fingerprint(prepared.tokenizer)
     if config.pretrained:
         identity["pretrained"] = file_sha256(find_model_folder(config.pretrained) / "model.safetensors")[:16]
 

@@ -30,8 +30,8 @@ from bertlab.bench.estimate import (
     measured_launch_seconds,
     measured_utilization,
 )
+from .implementations import matmul_rates
 from .pipeline import bench_sections
-from .training import matmul_rates
 from ..core.files import BertlabError, read_json, write_json
 from ..core.processes import changed_environ, interruptible
 from ..core.records import default_device, run_record

@@ -17,8 +17,8 @@ import psutil
 import torch
 from torch import nn
 
-from .implementations import batch_flops, step_launches
-from .training import matmul_rates, training_rows
+from .implementations import batch_flops, matmul_rates, step_launches
+from .training import training_rows
 from ..core.files import BertlabError, read_json
 from ..core.records import default_device, records_dir
 from ..encoder import EncoderConfig, train_flops

@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['CARRIED_BERT', 'LAUNCHES', 'pad', 'PaddedLM', 'to_torch_lm', 'batch_flops', 'BenchmarkTask', 'bert_for_masked_lm',
-           'bert_collator', 'TransformersTask', 'BlocksTask', 'pretrained_encoders', 'step_launches', 'naive_merges']
+           'bert_collator', 'TransformersTask', 'BlocksTask', 'pretrained_encoders', 'step_launches', 'naive_merges',
+           'synchronize', 'time_steps', 'matmul_rates']
 
 # %% ../../nbs/bench/01_implementations.ipynb #a68ba2a3
 import copy
 import math
 import re
+import time
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
@@ -30,7 +32,7 @@ from ..packing import Layout, PackedBatch, collate_packed, prefetch
 from ..pretraining import MLMTask, PretrainConfig
 from ..study.variants import TorchLM
 from ..token_store import TokenStore, in_memory_store
-from ..training import TrainConfig
+from ..training import TrainConfig, allow_tf32, fit
 
 # %% ../../nbs/bench/01_implementations.ipynb #02b95121
 def pad(
@@ -326,3 +328,45 @@ def naive_merges(
             merged[tuple(new)] += n
         words = merged
     return learned
+
+# %% ../../nbs/bench/01_implementations.ipynb #8061da1e
+def synchronize(device: torch.device):
+    "Wait until a GPU has done what was queued."
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def time_steps(
+    task: BenchmarkTask,
+    plan: list[np.ndarray],  # the sentences of each step
+) -> dict[str, float]:  # tokens and seconds
+    "Train on these sentences, through the whole loop, against the clock."
+    task.plan, task.steps_per_epoch = plan, len(plan)
+    tokens = task.plan_tokens()
+    synchronize(task.device)
+    started = time.perf_counter()
+    fit(task, task.config.train)
+    synchronize(task.device)
+    seconds = time.perf_counter() - started
+    return {"tokens": tokens, "seconds": seconds}
+
+# %% ../../nbs/bench/01_implementations.ipynb #e799e2e2
+def matmul_rates(
+    device: torch.device,
+    repeats: int = 6,
+    size: int | None = None,  # rows of the matrices; None: enough to keep the device busy
+) -> dict[str, float]:  # precision -> operations per second
+    "How fast this machine multiplies large matrices, by precision."
+    allow_tf32(device)
+    n, rates = size or (2048 if device.type == "cpu" else 8192), {}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        a, b = torch.randn(2, n, n, device=device, dtype=dtype)
+        seconds = []
+        for _ in range(repeats):
+            synchronize(device)
+            started = time.perf_counter()
+            a @ b
+            synchronize(device)
+            seconds.append(time.perf_counter() - started)
+        rates[name] = 2 * n**3 / min(seconds)
+    return rates

@@ -12,6 +12,7 @@ __all__ = ['WORK', 'Stopwatch', 'timed_step', 'loop_section', 'run_in_subprocess
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -29,15 +30,19 @@ import psutil
 import torch
 from torch import nn
 
-from .implementations import BenchmarkTask, batch_flops, naive_merges
+from bertlab.bench.implementations import (
+    BenchmarkTask,
+    batch_flops,
+    matmul_rates,
+    naive_merges,
+    synchronize,
+    time_steps,
+)
 from bertlab.bench.training import (
     SHAPES,
     launch_section,
-    matmul_rates,
     pretrained_section,
     sample_batches,
-    synchronize,
-    time_steps,
     training_section,
 )
 from ..bpe import WordEncoder, count_words, learn_merges, tokenizer_merges, train_tokenizer
@@ -373,21 +378,12 @@ def memory_section(device: torch.device) -> dict:
         return {"rows": list(pool.map(measure, cases))}
 
 # %% ../../nbs/bench/03_pipeline.ipynb #c1d14f89
-def _is_fast_on_gpu(name: str) -> bool:
-    return "bf16" in name and (name.startswith("bertlab") or "compiled" in name)
-
-
-def _is_fast_on_cpu(name: str) -> bool:
-    return name.startswith("bertlab") or name == "transformers, fp32"
-
-
 def _cuda_sections() -> dict[str, Callable]:
     "What is measured on a GPU."
     found = {"training_final_128": partial(training_section, "final", steps=20)}
     for size in (512, 1024, 2048):
-        found[f"training_final_{size}"] = partial(
-            training_section, "final", batch_size=size, steps=20, only=_is_fast_on_gpu
-        )
+        quick = {"batch_size": size, "steps": 20, "only": re.compile("bertlab.*bf16|.*bf16.*compiled").match}
+        found[f"training_final_{size}"] = partial(training_section, "final", **quick)
     found["launches"] = launch_section
     found["blocks_final_1024"] = partial(training_section, "final", batch_size=1024, steps=20, blocks=True)
     found["loop"] = partial(loop_section, shapes=("final",))
@@ -397,7 +393,12 @@ def _cuda_sections() -> dict[str, Callable]:
 
 def _cpu_sections() -> dict[str, Callable]:
     "What is measured on a CPU."
-    all_lengths = {"min_tokens": 1, "steps": 3, "repeats": 2, "only": _is_fast_on_cpu}
+    all_lengths = {
+        "min_tokens": 1,
+        "steps": 3,
+        "repeats": 2,
+        "only": re.compile("bertlab|transformers, fp32$").match,
+    }
     return {
         "training_small_128": partial(training_section, "small", steps=3, repeats=3),
         "training_middle_128": partial(training_section, "middle", steps=2, repeats=2),
@@ -436,14 +437,14 @@ def run_bench(
     corpus = prepare_data(DataConfig(), 256).corpus
     about = run_record("bench", {"sections": list(sections)}, corpus, [], {})
     record = read_json(path) if path.is_file() and not fresh else None
-    same = isinstance(record, dict) and all(
-        record.get(k) == about[k] for k in ("device", "versions", "corpus")
-    )
+    keys = ("device", "versions", "corpus")
+    same = isinstance(record, dict) and all(record.get(k) == about[k] for k in keys)
     done = record["result"] if same else {}
     wanted = [name for name in sections if (name.startswith(tuple(only)) if only else name not in done)]
     if only and not wanted:
-        problem = f"no section is called {', '.join(only)}"
-        raise BertlabError(problem, hint=f"Choose from: {', '.join(sections)}")
+        raise BertlabError(
+            f"no section is called {', '.join(only)}", hint=f"Choose from: {', '.join(sections)}"
+        )
     for name in wanted:
         section, seconds = _timed(sections[name], device=device)
         print(f"{name}: {seconds:.0f} s", flush=True)

@@ -174,7 +174,7 @@ def bench_command(argv: list[str]):
 def plan_command(argv: list[str]):
     "Say what a pre-training would take before it is run: minutes, operations, memory; and how that grows."
     from bertlab.bench import estimate
-    from bertlab.bench.training import matmul_rates
+    from bertlab.bench.implementations import matmul_rates
     from bertlab.core.records import default_device, records_dir
     from bertlab.core.reporting import format_table
     from bertlab.pretraining import PretrainConfig

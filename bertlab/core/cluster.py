@@ -91,7 +91,7 @@ def _init(ray, options: dict, attempts: int = 2):
             return _init(ray, options, attempts - 1)
         hint = "Check the address of the cluster; or choose --workers, which does without Ray"
         raise BertlabError(f"Ray did not start ({str(e).strip().splitlines()[0]})", hint=hint) from None
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are results, and told as such
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are results, and reported as such
     if options["address"] == "local":
         _check_loopback(ray)
 

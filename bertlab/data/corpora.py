@@ -71,7 +71,7 @@ def content_fingerprint(
     return digest
 
 # %% ../../nbs/data/04_corpora.ipynb #2ef7f6a0
-CORPUS_VERSION = 2  # to be raised when reading changes: what was made from a corpus is then made anew
+CORPUS_VERSION = 2  # to be raised when reading changes: what was made from a corpus is then made again
 _LETTER = re.compile(r"[^\W\d_]")
 
 # %% ../../nbs/data/04_corpora.ipynb #e338a9ef
