@@ -393,12 +393,8 @@ def _cuda_sections() -> dict[str, Callable]:
 
 def _cpu_sections() -> dict[str, Callable]:
     "What is measured on a CPU."
-    all_lengths = {
-        "min_tokens": 1,
-        "steps": 3,
-        "repeats": 2,
-        "only": re.compile("bertlab|transformers, fp32$").match,
-    }
+    ours = re.compile("bertlab|transformers, fp32$").match
+    all_lengths = {"min_tokens": 1, "steps": 3, "repeats": 2, "only": ours}
     return {
         "training_small_128": partial(training_section, "small", steps=3, repeats=3),
         "training_middle_128": partial(training_section, "middle", steps=2, repeats=2),
