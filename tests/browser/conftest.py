@@ -83,7 +83,7 @@ def lab(workspace, browser):
     with open(workspace / "server.log", "w") as log:
         server = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, cwd=workspace)
     try:
-        for _ in range(120):
+        for _ in range(360):  # a busy machine needs a while
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/api?token={TOKEN}", timeout=2)
                 break
