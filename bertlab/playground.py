@@ -80,8 +80,8 @@ def explore_merges(
             "#E69F0099" if t in new else ("#56B4E955", "#0072B233")[i % 2] for i, t in enumerate(shown)
         ]
         around = {"last": past[-1:], "next": events[len(past) :][:1]}
-        told = [f"{when} merge {n:,}: {a} + {b}" for when, found in around.items() for n, (a, b) in found]
-        note = "; ".join([f"{len(shown)} tokens", *told])
+        merged = [f"{when} merge {n:,}: {a} + {b}" for when, found in around.items() for n, (a, b) in found]
+        note = "; ".join([f"{len(shown)} tokens", *merged])
         counts = sorted({0, *(number for number, _ in events), len(merges)})
         lengths = [
             (n, sum(len([s for s in steps if s[0] <= n][-1][2]) for steps in histories)) for n in counts

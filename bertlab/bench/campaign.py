@@ -357,14 +357,14 @@ class _Call:
         print(
             f"{format_table(self.campaign.table(stages, chosen))}\n{spent} of {hours} are spent\n", flush=True
         )
-        while todo := [s for s in self.campaign.choose(stages, self.budget) if s.name not in tried]:
+        while ahead := [s for s in self.campaign.choose(stages, self.budget) if s.name not in tried]:
             if self.left() <= 0:
                 break
-            tried.add(todo[0].name)
-            self.do(todo[0])
-            if todo[0].name == "bench":
+            tried.add(ahead[0].name)
+            self.do(ahead[0])
+            if ahead[0].name == "bench":
                 stages = self.stages()  # with what it has measured
-        over = not self.campaign.choose(stages, self.budget) or not (todo or self.unfinished())
+        over = not self.campaign.choose(stages, self.budget) or not (ahead or self.unfinished())
         collect_records(self.config.out)
         if over:
             self.finish(stages)

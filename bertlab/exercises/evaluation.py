@@ -64,7 +64,7 @@ def check_11b(
         if not math.isclose(found, _mcnemar(truth, a, b), rel_tol=1e-6):
             print(f"not yet: p = {found:.4g} for {name}.")
             return
-    print("right: paired, two models can be told apart on far fewer texts than their error bars suggest.")
+    print("right: paired, two models can be distinguished on far fewer texts than their error bars suggest.")
 
 # %% ../../nbs/exercises/11_evaluation.ipynb #ed6a18db
 def _expected_best(accuracy: float, texts: int, trials: int) -> float:
