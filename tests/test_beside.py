@@ -414,7 +414,7 @@ class Hub(BaseHTTPRequestHandler):
 
 
 READ = """
-import json, sys
+import json, os, sys
 from bertlab.core.files import BertlabError
 from bertlab.data.corpora import open_corpus
 try:
@@ -422,6 +422,8 @@ try:
     print(json.dumps([corpus.name, corpus.fingerprint, corpus.options, corpus.notes, [t for t, _ in corpus]]))
 except BertlabError as e:
     print(json.dumps(str(e)))
+sys.stdout.flush()
+os._exit(0)  # threads of `datasets` abort an interpreter that leaves in the middle of a stream
 """
 
 

@@ -170,7 +170,7 @@ def test_what_is_no_text_or_no_label(model, fitted):
         (lambda: fitted.predict([b"bytes"]), "row 1: the text is a bytes"),
         (lambda: fitted.predict([]), "there is no text"),
         (lambda: fit([], []), "there is no text"),
-        (lambda: fit(TEXTS, ["one"] * 30), "all texts have the same class"),
+        (lambda: fit(TEXTS, ["one"] * 30), "all texts are of one class"),
         (lambda: fit(TEXTS, LABELS[:-1]), "inconsistent numbers of samples"),
         (lambda: fit(TEXTS, np.linspace(0, 1, 30)), "Unknown label type"),
         (lambda: fit(TEXTS, None), "requires y to be passed"),

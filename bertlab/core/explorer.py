@@ -18,7 +18,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-from matplotlib.ticker import LogLocator, MaxNLocator
 
 from .files import BertlabError
 from .plotting import PALETTE
@@ -192,6 +191,8 @@ def _axis(values: np.ndarray, start: float, stop: float, log: bool = False) -> t
     low, high = float(values.min()), float(values.max())
     high = high if high > low else low + 1
     scale = np.log10 if log else np.asarray
+    from matplotlib.ticker import LogLocator, MaxNLocator
+
     ticks = (LogLocator(subs=(1, 2, 5)) if log else MaxNLocator(5, steps=[1, 2, 5, 10])).tick_values(
         low, high
     )
