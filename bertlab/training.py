@@ -400,6 +400,16 @@ def _after_step(run: _Run, caught: list[int]):
         saved = "; the same command goes on from there" if run.folder else ""
         raise Interrupted(f"stopped after step {step} of {run.total}{saved}")
 
+# %% ../nbs/08_training.ipynb #c64be14a
+@contextlib.contextmanager
+def _flush_denormals():
+    "Take numbers that are too small for their format as zero: they are slow, and nothing depends on them."
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
 # %% ../nbs/08_training.ipynb #36b664fc
 def fit(
     task: Task,
@@ -417,7 +427,7 @@ def fit(
         tensorboard = None
     bar = tqdm(total=run.total, initial=run.state.step, **style)
     events = history_events(tensorboard, run.state.history)
-    with _catch_signals() as caught, bar, events as run.on_row:
+    with _flush_denormals(), _catch_signals() as caught, bar, events as run.on_row:
         while run.state.step < run.total:
             epoch, start = divmod(run.state.step, task.steps_per_epoch)
             for batch in task.batches(epoch, start):
