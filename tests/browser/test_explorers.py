@@ -104,7 +104,7 @@ def page(browser, lab, workspace):
     settings.mkdir(parents=True, exist_ok=True)
     (settings / "tracker.jupyterlab-settings").write_text(json.dumps(KEEP_ALL_CELLS))
     page = browser.new_page(viewport={"width": 1440, "height": 1000})
-    page.set_default_timeout(30_000)
+    page.set_default_timeout(90_000)  # a busy machine needs a while
     page.faults = []
     page.on(
         "console",
