@@ -114,7 +114,7 @@ def _nanum_gothic():  # a fontTools TTFont, None where it is not installed
 
     return TTFont(files[0], lazy=True)
 
-
+# %% ../../nbs/core/10_explorer.ipynb #6814e798
 @lru_cache(maxsize=256)
 def _small_font(characters: str) -> str | None:  # base64 of a font file, None without NanumGothic
     "NanumGothic with these characters only, in milliseconds."
@@ -140,7 +140,7 @@ def _small_font(characters: str) -> str | None:  # base64 of a font file, None w
     builder.save(out)
     return base64.b64encode(out.getvalue()).decode()
 
-
+# %% ../../nbs/core/10_explorer.ipynb #59195fc3
 def hangul_font_face(
     text: str,  # what will be shown
 ) -> str:  # a style element, empty where no Hangul occurs
@@ -169,7 +169,7 @@ def tokens_html(
         boxes.append(f'<span style="{style}"{title}>{html.escape(token)}</span>')
     return f'<div style="line-height:1.9">{"".join(boxes)}</div>'
 
-
+# %% ../../nbs/core/10_explorer.ipynb #d65b873c
 def bars_html(
     rows: Sequence[tuple[str, float]],  # label, and a value from 0 to 1
     colour: str = PALETTE[0],
@@ -211,7 +211,7 @@ def _legend(labels: Sequence[str], strokes: Sequence[str]) -> str:
         entry.format(stroke.format(s) + html.escape(label)) for label, s in zip(labels, strokes, strict=True)
     )
 
-
+# %% ../../nbs/core/10_explorer.ipynb #7871dbeb
 def lines_svg(
     curves: dict[str, Sequence[tuple[float, ...]]],  # label -> points (x, y), or (x, y, low, high) of a band
     x_label: str,
