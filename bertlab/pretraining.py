@@ -255,7 +255,7 @@ def _check_tokenizer(folder: Path, tokenizer: Tokenizer):
         raise BertlabError(problem, folder, hint="Choose another folder, or delete this one")
     write_json(path, now)
 
-
+# %% ../nbs/09_pretraining.ipynb #7e7f567c
 def _notes(result: dict, unigram: dict, corpus: dict) -> list[str]:
     "What somebody who reads only the scores should know: text that was cut, a model that learnt too little."
     notes = [summarize_cuts(corpus)]
@@ -266,7 +266,7 @@ def _notes(result: dict, unigram: dict, corpus: dict) -> list[str]:
         )
     return [note for note in notes if note]
 
-
+# %% ../nbs/09_pretraining.ipynb #f2c4a805
 def _train(
     config: PretrainConfig, folder: Path, board: Path | None, estimated_seconds: float | None = None
 ) -> dict:  # the record; empty in all processes but the first

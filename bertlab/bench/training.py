@@ -119,7 +119,7 @@ class BenchmarkSetup:
 def _identity(lm: MaskedLM) -> MaskedLM:
     return lm
 
-
+# %% ../../nbs/bench/02_training.ipynb #405fb490
 def _compiled_feed_forward(lm: MaskedLM) -> MaskedLM:
     "The same model, its feed-forwards compiled for any number of tokens."
     for layer in lm.encoder.layers:
@@ -138,7 +138,7 @@ def _bert(lm: MaskedLM, max_len: int = 256) -> nn.Module:
 def _compiled_bert(lm: MaskedLM, max_len: int = 256) -> nn.Module:
     return torch.compile(_bert(lm, max_len))
 
-
+# %% ../../nbs/bench/02_training.ipynb #3d9e1101
 def implementations(
     setup: BenchmarkSetup,
 ) -> dict[str, Implementation]:
@@ -230,7 +230,7 @@ class TrainingRow:
     losses: list[float]  # of each step
     steps: int  # per turn
 
-
+# %% ../../nbs/bench/02_training.ipynb #1ffae0b4
 def training_table(
     turns: dict[str, list[dict]],  # from `benchmark_training`
     compared: dict[str, Implementation],
@@ -323,7 +323,7 @@ def section_title(
     beside = ", beside full blocks" if section.get("blocks") else ""
     return f"{section['shape_name']}, {section['batch_size']} sentences{lengths}{beside}"
 
-
+# %% ../../nbs/bench/02_training.ipynb #08d75c25
 def training_rows(
     result: dict,  # of a record
     section: str,  # its id, such as training_small_128
@@ -403,7 +403,7 @@ def pretrained_section(
         rows.append(work | seconds | {"tokens": store.n_tokens, "padding": 1 - store.n_tokens / cells})
     return {"rows": rows}
 
-
+# %% ../../nbs/bench/02_training.ipynb #340d0a88
 def _time_encoder(
     run: Callable, plan: list[np.ndarray], trains: bool, device: torch.device
 ) -> float:  # seconds
@@ -418,7 +418,7 @@ def _time_encoder(
     synchronize(device)
     return time.perf_counter() - started
 
-
+# %% ../../nbs/bench/02_training.ipynb #2344e5e6
 def pretrained_table(
     section: dict,  # of `pretrained_section`
 ) -> list[dict]:  # rows of a table
