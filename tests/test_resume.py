@@ -16,14 +16,13 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers import toy_lines
 
 SERVER = """
 import os, sys
 import torch
 import sklearn.model_selection, sklearn.linear_model, sklearn.feature_extraction.text
 import bertlab.pretraining, bertlab.study.quickstart
-from helpers import toy_lines
-
 from bertlab.cli import main
 torch.set_num_threads(1)
 print("ready", flush=True)

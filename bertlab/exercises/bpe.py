@@ -10,9 +10,11 @@ import heapq
 import random
 from collections.abc import Callable
 from functools import lru_cache
+from unittest import mock
 
 from tokenizers import Tokenizer
 
+from .. import bpe
 from bertlab.bpe import (
     WORD_START,
     PairCounts,
