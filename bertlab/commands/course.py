@@ -112,6 +112,7 @@ def pretrain_command(argv: list[str]):
 
         out: Path  # Folder of the run; the model will be in its folder model/.
         tensorboard: bool = False  # Write the history as it grows into the run's folder tensorboard/.
+        compile: bool = False  # Compile the model: a minute at first, then faster steps. For long runs.
         config: PretrainConfig = field(default_factory=PretrainConfig)
 
     args = parse_args(Pretrain, argv, "pretrain")
@@ -122,7 +123,8 @@ def pretrain_command(argv: list[str]):
             if not (args.out / "record.json").is_file():
                 line, seconds = announce_pretraining(args.config, default_device())
                 print(line, flush=True)
-        record, is_main = pretrain(args.config, args.out, args.tensorboard, seconds), get_rank() == 0
+        record = pretrain(args.config, args.out, args.tensorboard, args.compile, seconds)
+        is_main = get_rank() == 0
     if not is_main:
         return
     with printing_record(args.out / "record.json"):
