@@ -268,7 +268,7 @@ def _check_tokenizer(folder: Path, tokenizer: Tokenizer):
         raise BertlabError(problem, folder, hint="Choose another folder, or delete this one")
     write_json(path, now)
 
-
+# %% ../nbs/09_pretraining.ipynb #3238f88b
 def _notes(result: dict, unigram: dict, corpus: dict) -> list[str]:
     "What somebody who reads only the scores should know: text that was cut, a model that learnt too little."
     notes = [summarize_cuts(corpus)]
@@ -279,7 +279,7 @@ def _notes(result: dict, unigram: dict, corpus: dict) -> list[str]:
         )
     return [note for note in notes if note]
 
-
+# %% ../nbs/09_pretraining.ipynb #b35b1690
 def _train(
     config: PretrainConfig,
     folder: Path,

@@ -139,7 +139,7 @@ def _bert(lm: MaskedLM, max_len: int = 256) -> nn.Module:
 def _compiled_bert(lm: MaskedLM, max_len: int = 256) -> nn.Module:
     return torch.compile(_bert(lm, max_len))
 
-
+# %% ../../nbs/bench/02_training.ipynb #e33b21b6
 def implementations(
     setup: BenchmarkSetup,
 ) -> dict[str, Implementation]:
@@ -232,7 +232,7 @@ class TrainingRow:
     losses: list[float]  # of each step
     steps: int  # per turn
 
-
+# %% ../../nbs/bench/02_training.ipynb #29bac3e6
 def training_table(
     turns: dict[str, list[dict]],  # from `benchmark_training`
     compared: dict[str, Implementation],
@@ -325,7 +325,7 @@ def section_title(
     beside = ", beside full blocks" if section.get("blocks") else ""
     return f"{section['shape_name']}, {section['batch_size']} sentences{lengths}{beside}"
 
-
+# %% ../../nbs/bench/02_training.ipynb #e88e66dc
 def training_rows(
     result: dict,  # of a record
     section: str,  # its id, such as training_small_128
@@ -405,7 +405,7 @@ def pretrained_section(
         rows.append(work | seconds | {"tokens": store.n_tokens, "padding": 1 - store.n_tokens / cells})
     return {"rows": rows}
 
-
+# %% ../../nbs/bench/02_training.ipynb #772f675b
 def _time_encoder(
     run: Callable, plan: list[np.ndarray], trains: bool, device: torch.device
 ) -> float:  # seconds
@@ -420,7 +420,7 @@ def _time_encoder(
     synchronize(device)
     return time.perf_counter() - started
 
-
+# %% ../../nbs/bench/02_training.ipynb #b789f14c
 def pretrained_table(
     section: dict,  # of `pretrained_section`
 ) -> list[dict]:  # rows of a table
