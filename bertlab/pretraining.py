@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .bpe import MAX_WORD_CHARS, chars_per_token
 from bertlab.core.distributed import (
     broadcast_object,
-    check_same,
+    check_same_on_ranks,
     get_rank,
     get_world_size,
     rescale_loss,
@@ -50,7 +50,7 @@ from bertlab.mlm import (
     unigram_baseline,
 )
 from .packing import epoch_order, prefetch
-from .token_store import COUNTS, DataConfig, PretrainData, TokenStore, prepare_data
+from .token_store import COUNT_NAMES, DataConfig, PretrainData, TokenStore, prepare_data
 from .training import Task, TrainConfig, fit
 
 # %% ../nbs/09_pretraining.ipynb #203225ad
@@ -237,7 +237,7 @@ def summarize_cuts(
     corpus: dict,  # `PretrainData.corpus`
 ) -> str:  # one line; empty if nothing was cut
     "What of a corpus was cut or left out when it was prepared."
-    total = {name: corpus["train"][name] + corpus["valid"][name] for name in COUNTS}
+    total = {name: corpus["train"][name] + corpus["valid"][name] for name in COUNT_NAMES}
     n_tokens, parts = total["truncated_tokens"], []
     if n_tokens:
         fraction = n_tokens / (total["tokens"] + n_tokens)
@@ -291,7 +291,9 @@ def _train(
     data = prepare_data(config.data, config.encoder.max_len)
     if get_rank() == 0:
         _check_tokenizer(folder, data.tokenizer)
-    check_same({"corpus": data.corpus["fingerprint"], "tokenizer": tokenizer_fingerprint(data.tokenizer)})
+    check_same_on_ranks(
+        {"corpus": data.corpus["fingerprint"], "tokenizer": tokenizer_fingerprint(data.tokenizer)}
+    )
     torch.manual_seed(config.train.seed)
     model = config.build_model(data.tokenizer.get_vocab_size()).to(default_device())
     if compile:

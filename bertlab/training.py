@@ -22,7 +22,7 @@ from torch.func import functional_call
 from tqdm import tqdm
 
 from .core.checkpoints import prune_checkpoints, resume, save_checkpoint
-from .core.distributed import sum_dtype, widen
+from .core.distributed import sum_dtype, to_sum_dtype
 from .core.files import BertlabError, fingerprint, write_json
 from .core.precision import allow_tf32, bf16_weights, flush_denormals
 from .core.records import history_events, list_checkpoints
@@ -352,7 +352,7 @@ def _train_step(run: _Run, batch, epoch: int):
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     for name, value in sums.items():
-        run.sums[name] = run.sums.get(name, 0) + widen(value)
+        run.sums[name] = run.sums.get(name, 0) + to_sum_dtype(value)
     run.state.step += 1
 
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from bertlab import cli
 from bertlab.bpe import load_tokenizer, train_tokenizer
 from bertlab.core.files import BertlabError
-from bertlab.core.records import check_out, open_run
+from bertlab.core.records import check_run_folder, open_run
 from bertlab.core.reporting import read_records
 from bertlab.data.corpora import open_corpus
 from bertlab.data.labeled import read_labeled, read_tweets
@@ -164,7 +164,7 @@ def test_any_json_for_runs_and_records(value, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     for name in ("config.json", "record.json", "manifest.json"):
         dump(folder / name, value)
-    for function in (check_out, read_records, TokenStore.open, trials_status):
+    for function in (check_run_folder, read_records, TokenStore.open, trials_status):
         one_line(function, folder)
     one_line(open_run, folder, {"a": 1})
     for name in ("trial_mini_T5.1.json", "sweep_mini_FT.1.json"):

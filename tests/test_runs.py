@@ -15,10 +15,10 @@ from torch import nn
 
 from bertlab.core import records
 from bertlab.core.checkpoints import CHECKPOINT_FILES
-from bertlab.core.distributed import sum_metrics, widen
+from bertlab.core.distributed import sum_metrics, to_sum_dtype
 from bertlab.core.files import BertlabError, read_json, write_json
 from bertlab.core.records import (
-    check_out,
+    check_run_folder,
     default_device,
     describe_differences,
     find_record,
@@ -77,7 +77,7 @@ def test_a_folder_that_holds_something_else_is_refused_and_stays(tmp_path, files
     for take in (
         lambda out: run_or_load(out, CONFIG, no_work, IDENTITY),
         lambda out: open_run(out, CONFIG, IDENTITY),
-        check_out,
+        check_run_folder,
     ):
         with pytest.raises(BertlabError) as caught:
             take(tmp_path / "out")
@@ -121,22 +121,22 @@ def test_out_is_not_where_the_model_is(tmp_path, model, out):
         out = "M/here/.."
     before = contents(tmp_path)
     with pytest.raises(BertlabError) as caught:
-        check_out(tmp_path / out, model)
+        check_run_folder(tmp_path / out, model)
     assert_one_line(caught, "holds what the command reads", "Choose a new folder")
     assert contents(tmp_path) == before
 
 
 def test_out_may_be_beside_the_model(tmp_path, model):
     (tmp_path / "data.csv").write_text("text,label")
-    assert check_out(tmp_path / "M" / "head", model, tmp_path / "data.csv") == tmp_path / "M" / "head"
-    assert check_out(tmp_path / "new", model, tmp_path / "data.csv", "default") == tmp_path / "new"
+    assert check_run_folder(tmp_path / "M" / "head", model, tmp_path / "data.csv") == tmp_path / "M" / "head"
+    assert check_run_folder(tmp_path / "new", model, tmp_path / "data.csv", "default") == tmp_path / "new"
 
 
 @pytest.mark.parametrize("out", ["data.csv", "/", "data.csv/run"])
 def test_out_is_a_folder(tmp_path, monkeypatch, out):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data.csv").write_text("text,label")
-    for take in (check_out, lambda out: run_or_load(out, CONFIG, no_work)):
+    for take in (check_run_folder, lambda out: run_or_load(out, CONFIG, no_work)):
         with pytest.raises(BertlabError) as caught:
             take(out)
         assert_one_line(caught, out.removesuffix("/run"))
@@ -459,11 +459,11 @@ def test_nothing_of_the_loop_is_float64_where_the_device_has_none(monkeypatch, t
         def to(self, dtype):
             return dtype
 
-    assert widen(OnMPS()) == torch.float32
-    assert widen(torch.tensor(1)).dtype == torch.float64
-    monkeypatch.setattr(training, "widen", lambda value: value.detach().float())
+    assert to_sum_dtype(OnMPS()) == torch.float32
+    assert to_sum_dtype(torch.tensor(1)).dtype == torch.float64
+    monkeypatch.setattr(training, "to_sum_dtype", lambda value: value.detach().float())
     monkeypatch.setattr(training, "sum_dtype", lambda device: torch.float32)
-    monkeypatch.setattr("bertlab.core.distributed.widen", lambda value: value.detach().float())
+    monkeypatch.setattr("bertlab.core.distributed.to_sum_dtype", lambda value: value.detach().float())
     with NoFloat64():
         fit(Line(), TRAIN, tmp_path)
         fit(Line(), replace(TRAIN, epochs=3), tmp_path)

@@ -211,7 +211,7 @@ def format_count(
 def format_duration(
     hours: float,
 ) -> str:
-    "A duration as one would say it."
+    "A duration in words: 3 days, 30 minutes, a second."
     for unit, in_hours in (("days", 24), ("hours", 1), ("minutes", 1 / 60)):
         if hours >= 1.95 * in_hours:
             return f"{hours / in_hours:,.0f} {unit}"

@@ -25,7 +25,7 @@ from ..core.files import BertlabError, cache_dir, fingerprint, read_json, write_
 from .docstrings import build_docstring_corpus, docstrings
 from bertlab.data.readers import (
     FILE_SUFFIXES,
-    LONG_LINE,
+    LONG_LINE_CHARS,
     corpus_files,
     message_files,
     read_aihub,
@@ -197,7 +197,7 @@ def split_texts(
         if isinstance(text, str):
             lines = map(str.strip, replace_surrogates(text).split("\n"))
             yield from chain.from_iterable(
-                split_sentences(line) if len(line) > LONG_LINE else [line] for line in lines if line
+                split_sentences(line) if len(line) > LONG_LINE_CHARS else [line] for line in lines if line
             )
         elif text is None or pd.isna(text) is True:
             skipped.add("no text in this row", where, row)

@@ -136,7 +136,7 @@ def positive_class(
     names: Sequence[str],  # two
     counts: Sequence[int] = (1, 1),  # how many texts each has
 ) -> tuple[str, str]:  # the name of the positive class, and why it is that one
-    "Which of two classes one is looking for, by its name, by its opposite's, or because it is the rarer one."
+    "The positive one of two classes: by its name, by its opposite's name, or because it is rarer."
     bare = [re.sub(r"^(-?\d+)\.0+$", r"\1", name.strip().casefold()) for name in names]  # 1.0 is 1
     for known, pick in ((POSITIVE_NAMES, 0), (NEGATIVE_NAMES, 1)):
         if (bare[0] in known) != (bare[1] in known):
