@@ -85,32 +85,52 @@ def modeling_source() -> str:
     return "\n\n\n".join([title, "\n".join(imports), *blocks]) + "\n"
 
 # %% ../nbs/17_export.ipynb #da64a3d7
+_BERTLAB = "[bertlab](https://github.com/bertlab/bertlab)"
+
+
+def _provenance(saved: dict, task: str) -> str:
+    "What a model is, and where its weights come from."
+    extra, config = saved.get("extra", {}), saved["config"]
+    shape = config.get("encoder", config)
+    size = (
+        f"{shape['layers']} layers, width {shape['d_model']}, {shape['heads']} heads, "
+        f"vocabulary {shape['vocab_size']:,}"
+    )
+    if task == "fill-mask":
+        corpus = extra.get("corpus", {}).get("name", "not recorded")
+        return f"A masked language model, pre-trained with {_BERTLAB}: {size}.\n\nTrained on: {corpus}."
+    start = extra.get("starts_from", {})
+    name = f"`{start['name']}`" if start else "not recorded"
+    if start.get("elsewhere"):
+        name += ", which was not pre-trained with bertlab; the license of its authors holds for its weights"
+    if start.get("random"):
+        name = f"random weights, shaped like {name}"
+    classes = ", ".join(config["labels"])
+    return (
+        f"A classifier of texts, fine-tuned with {_BERTLAB}: a CNN head on an encoder of {size}.\n\n"
+        f"Pre-trained model: {name}.\n\nClasses: {classes}."
+    )
+
+
 def model_card(
     name: str,
     saved: dict,  # the model's config.json
     task: str,  # fill-mask or text-classification
 ) -> str:
     "A README for the exported folder, from the run that made the model."
-    extra, shape = saved.get("extra", {}), saved["config"].get("encoder", saved["config"])
-    corpus, result = extra.get("corpus", {}), extra.get("result", {})
+    result = saved.get("extra", {}).get("result", {})
     scores = result if isinstance(result, dict) else {}
     lines = [f"| {key} | {value:.3f} |" for key, value in scores.items() if isinstance(value, float)]
     table = "\n".join(["| score (validation) | |", "| --- | ---: |", *lines]) if lines else ""
     text = "returns a [MASK] of strings." if task == "fill-mask" else "a text to classify"
     example = f'pipeline("{task}", "{name}", trust_remote_code=True)("{text}")'
-    about = (
-        f"A Transformer encoder trained with [bertlab](https://github.com/bertlab/bertlab): "
-        f"{shape['layers']} layers, width {shape['d_model']}, {shape['heads']} heads, "
-        f"vocabulary {shape['vocab_size']:,}."
-    )
     trust = (
         "`trust_remote_code=True` runs `modeling_bertlab.py` from this folder; read it first. It is not\n"
         "needed where bertlab is installed: `import bertlab.interop` registers the same classes.\n"
     )
     return (
         f"---\nlibrary_name: transformers\npipeline_tag: {task}\ntags: [bertlab]\n---\n\n"
-        f"# {name}\n\n{about}\n\n"
-        f"Trained on: {corpus.get('name', 'not recorded')}.\n\n{table}\n\n"
+        f"# {name}\n\n{_provenance(saved, task)}\n\n{table}\n\n"
         f"```python\nfrom transformers import pipeline\n\n{example}\n```\n\n{trust}"
     )
 
