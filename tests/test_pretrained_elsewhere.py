@@ -225,16 +225,15 @@ def test_the_remedy_for_a_vocabulary_in_a_text_file_works(kind, tmp_path):
     theirs, texts = klue_folder(kind, tmp_path), [*KOREAN, "RoBERTa와 BERT, Déjà vu", "뷁"]
     with pytest.raises(BertlabError, match="AutoTokenizer.from_pretrained") as error:
         load_encoder(tmp_path)
-    remedy = str(error.value).partition("Write it anew: ")[2].rstrip(")")
-    assert "FOLDER" in remedy
+    remedy = str(error.value).partition("Write it anew: ")[2].rstrip(".")
     before = transformers.AutoTokenizer.from_pretrained(tmp_path)(texts)["input_ids"]
-    exec(f"{remedy})", {"AutoTokenizer": transformers.AutoTokenizer, "FOLDER": str(tmp_path)})
+    exec(remedy, {"AutoTokenizer": transformers.AutoTokenizer, "FOLDER": str(tmp_path)})
     encoder, tokenizer = load_encoder(tmp_path)
     ids, _ = encode_texts(texts, tokenizer, 40)
     assert ids.tolist() == [i for row in before for i in row]
-    assert tokenizer.encode("BERT").ids != tokenizer.encode("bert").ids  # not lower-cased
+    assert tokenizer.encode("Songs").ids != tokenizer.encode("songs").ids  # not lower-cased
     assert tokenizer.encode("뷁").tokens == ["[CLS]", "[UNK]", "[SEP]"]
-    assert "##" in " ".join(tokenizer.encode("모델은").tokens) or len(tokenizer.encode("모델은").tokens) == 3
+    assert "##" in " ".join(tokenizer.encode("수도는집에").tokens)
     with torch.no_grad():
         expected = torch.cat([theirs(torch.tensor([i])).last_hidden_state[0] for i in before])
     found = encode_features(encoder, in_memory_store(texts, tokenizer, 40), encoder.config.layers)
