@@ -73,21 +73,20 @@ def merge_steps(
         tokens = merged
         steps.append((min(found) + 1, (left, right), tokens))
 
-
+# %% ../nbs/16_playground.ipynb #b4bfa2aa
 def _check_own(tokenizer: Tokenizer, shown: str):
     "Refuse a tokenizer from elsewhere, which puts special tokens around a sentence."
     if tokenizer.num_special_tokens_to_add(False):
         hint = "Give the tokenizer of a bertlab model, or train one: train_tokenizer(texts, 2000)"
         raise BertlabError(f"this tokenizer comes from elsewhere; {shown}", hint=hint)
 
-
+# %% ../nbs/16_playground.ipynb #e6d45ac6
 def explore_merges(
     tokenizer: Tokenizer,
     text: str = "tokenizers learn 언어 모델",  # words to begin with
 ) -> Explorer:
     "Slide through the merges that build each word of a text."
-    is_own = not tokenizer.num_special_tokens_to_add(False)
-    merges = tokenizer_merges(tokenizer) if is_own else []
+    merges = [] if tokenizer.num_special_tokens_to_add(False) else tokenizer_merges(tokenizer)
     stops = sorted({0, *np.geomspace(1, max(len(merges), 1), 80).round().astype(int).tolist()})
 
     def draw(text: str, merges_applied: int) -> str:
@@ -205,7 +204,7 @@ def playground_models(
         raise BertlabError(problem, found, hint="To see it attend: explore_attention(*load_encoder(FOLDER))")
     return run_checkpoints(found), load_model(find_model_folder(found))[1]
 
-
+# %% ../nbs/16_playground.ipynb #8f978a1f
 @lru_cache(maxsize=1)
 def _tiny_models() -> tuple[dict[str, MaskedLM], Tokenizer]:
     "Two layers, trained for some seconds on the first sentences of the default corpus, kept as they grow."
@@ -243,16 +242,18 @@ def run_checkpoints(
         models[f"step {int(path.name[5:]):,}"] = model.eval()
     return models | {"the end": final}
 
+# %% ../nbs/16_playground.ipynb #69281a7e
+_MASK = re.compile(r"\[mask\]", re.IGNORECASE)
+
 
 def explore_fill_mask(
-    models: MaskedLM
-    | dict,  # one, or several by name: models of one tokenizer, or pairs as `load_model` returns them
+    models: MaskedLM | dict,  # one, or several by name; pairs with a tokenizer, as `load_model` returns them
     tokenizer: Tokenizer | None = None,  # of the models that bring none
     text: str = "returns a [MASK] of strings.",
 ) -> Explorer:
     "The ten likeliest tokens for each [MASK], by one model or by two side by side."
-    given = models if isinstance(models, dict) else {"model": models}
-    named = {name: m if isinstance(m, tuple) else (m, tokenizer) for name, m in given.items()}
+    models = models if isinstance(models, dict) else {"model": models}
+    named = {name: m if isinstance(m, tuple) else (m, tokenizer) for name, m in models.items()}
     names = tuple(named)
 
     def guesses(name: str, text: str) -> str:
@@ -261,13 +262,11 @@ def explore_fill_mask(
             hint = "Give what load_model returns; explore_attention shows an encoder alone"
             raise BertlabError(f"{name} is no masked language model: it fills no blanks", hint=hint)
         holes = fill_mask(model, tokenizer, text, 10)
-        first, *others = re.split(r"\[mask\]", text, flags=re.IGNORECASE)
-        best = [f"<b>{html.escape(hole[0][0].lstrip('▁'))}</b>" for hole in holes]
-        filled = html.escape(first) + "".join(b + html.escape(rest) for b, rest in zip(best, others))
+        best = (f"<b>{html.escape(hole[0][0].lstrip('▁'))}</b>" for hole in holes)
+        filled = _MASK.sub(lambda found: next(best), html.escape(text))
         aside = "<div style='display:inline-block;vertical-align:top;margin-right:16px'>{}</div>"
-        unknown = unknown_note(tokenizer.encode(normalize(text)).tokens)
-        shown = ([(word_piece(t), p) for t, p in hole] for hole in holes)
-        tables = "".join(aside.format(bars_html(rows)) for rows in shown)
+        unknown = unknown_note(tokenizer.encode(normalize(_MASK.sub("", text))).tokens)
+        tables = "".join(aside.format(bars_html([(word_piece(t), p) for t, p in hole])) for hole in holes)
         return aside.format(f"<p><i>{html.escape(name)}</i>: {filled}{unknown}</p>{tables}")
 
     def draw(text: str, model: str, beside: str) -> str:
@@ -290,12 +289,11 @@ def attention_weights(
     with eval_mode(encoder):
         x = encoder.embed(ids, layout)
         for layer in encoder.layers:
-            normed = layer.norm1(x) if encoder.config.norm == "pre" else x
-            maps.append(layer.self_attn.weights(normed, layout)[0].numpy())
+            maps.append(layer.self_attn.weights(layer.norm1(x) if layer.pre else x, layout)[0].numpy())
             x = layer(x, layout)
     return np.stack(maps)
 
-
+# %% ../nbs/16_playground.ipynb #70ef6649
 MAX_SHOWN = 48  # tokens of a sentence: more squares would be too small to see
 MAX_PARTS = 32  # of a text that are left out in turn: each costs a run of the encoder
 
@@ -307,27 +305,25 @@ def explore_attention(
 ) -> Explorer:
     "The attention weights of a sentence, layer by layer, head by head."
     encoder = getattr(model, "encoder", model)
-    longest = min(encoder.config.max_len, MAX_SHOWN)
 
     @lru_cache(maxsize=8)
     def read(text: str) -> tuple[list[str], int, np.ndarray]:
         "The tokens that are shown, how many the text has, and the weights of all layers."
         if not text.strip():
             raise BertlabError("there is no word to attend to", hint="Type a sentence")
-        ids, lengths = encode_texts([text], tokenizer, longest)
+        ids, lengths = encode_texts([text], tokenizer, min(encoder.config.max_len, MAX_SHOWN))
         tokens = [tokenizer.id_to_token(i) for i in ids.tolist()]
         return tokens, int(lengths[0]), attention_weights(encoder, torch.tensor(ids, dtype=torch.long))
 
     def draw(text: str, layer: int, head: str) -> str:
         tokens, length, weights = read(text)
-        maps = weights[layer - 1]
         cut = f" The first {len(tokens)} of {length} tokens." if length > len(tokens) else ""
         note = f"<p>Row: the query; column: the key.{cut}{unknown_note(tokens)}</p>"
-        if head != "all":
-            return heat_table(maps[int(head) - 1], tokens, tokens) + note
-        return small_multiples(maps, tokens) + note
+        if head == "all":
+            return small_multiples(weights[layer - 1], tokens) + note
+        return heat_table(weights[layer - 1, int(head) - 1], tokens, tokens) + note
 
-    heads = ("all", *(str(i) for i in range(1, encoder.config.heads + 1)))
+    heads = ("all", *map(str, range(1, encoder.config.heads + 1)))
     layers = Control(encoder.config.layers, 1, encoder.config.layers)
     return Explorer(draw, text=Control(text), layer=layers, head=Control("1", options=heads))
 
@@ -411,7 +407,7 @@ def explore_cnn(
             for r, size, f, at in loudest[:5]
         ]
         most = "; ".join(
-            f"{p[0, best] - change[i]:.3f} without <b>{html.escape(parts[i])}</b>"
+            f"{p[i + 1, best]:.3f} without <b>{html.escape(parts[i])}</b>"
             for i in np.abs(change).argsort()[::-1][:3]
         )
         strength = maps[sizes.index(int(kernel_size))][:, filter - 1].clamp(min=0).numpy()
@@ -424,13 +420,8 @@ def explore_cnn(
             f"<p>the loudest filters, and the window that each answers to</p>{table_html(windows)}"
         )
 
-    options = tuple(map(str, sizes))
-    return Explorer(
-        draw,
-        text=Control(text),
-        kernel_size=Control(options[0], options=options),
-        filter=Control(1, 1, n_filters),
-    )
+    kernel_size = Control(str(sizes[0]), options=tuple(map(str, sizes)))
+    return Explorer(draw, text=Control(text), kernel_size=kernel_size, filter=Control(1, 1, n_filters))
 
 # %% ../nbs/16_playground.ipynb #d3165845
 def explore_translation(
@@ -443,6 +434,8 @@ def explore_translation(
     @lru_cache(maxsize=8)
     def read(text: str, beams: int) -> tuple[str, list[str], list[str], torch.Tensor]:
         "The translation, the tokens of both sides, and the weights of all layers."
+        if not text.strip():
+            raise BertlabError("there is nothing to translate", hint="Type a sentence")
         target = translate(model, tokenizer, [text], beams)[0]
         return target, *attention_map(model, tokenizer, text, target)
 
@@ -450,7 +443,7 @@ def explore_translation(
         target, source, written, weights = read(text, beams)
         mean = weights[layer - 1].mean(0)[:MAX_SHOWN, :MAX_SHOWN].numpy()
         table = heat_table(mean, written[:MAX_SHOWN], source[:MAX_SHOWN])
-        return f"<p><b>{html.escape(target)}</b></p>{table}<p>{unknown_note(source)}</p>"
+        return f"<p><b>{html.escape(target)}</b>{unknown_note(source)}</p>{table}"
 
-    layers = model.config.layers
-    return Explorer(draw, text=Control(text), beams=Control(1, 1, 8), layer=Control(layers, 1, layers))
+    layer = Control(model.config.layers, 1, model.config.layers)
+    return Explorer(draw, text=Control(text), beams=Control(1, 1, 8), layer=layer)

@@ -170,7 +170,7 @@ def tokens_html(
         boxes.append(f'<span style="{style}"{title}>{html.escape(token)}</span>')
     return f'<div style="line-height:1.9">{"".join(boxes)}</div>'
 
-
+# %% ../../nbs/core/10_explorer.ipynb #973b7621
 def shaded_html(
     tokens: Sequence[str],
     values: np.ndarray,  # one per token
@@ -181,23 +181,25 @@ def shaded_html(
     shades = [f"rgba({colours[int(v < 0)]},{abs(v) / scale * 0.8:.2f})" for v in values]
     return tokens_html(tokens, shades, [f"{v:+.3f}" for v in values])
 
-
+# %% ../../nbs/core/10_explorer.ipynb #561e20c0
 def word_piece(
     token: str,  # of bertlab's tokenizer
 ) -> str:
     "A token without its word-start mark; letters that go on with a word have an ellipsis in front."
     return token[1:] or token if token[0] == "▁" else f"…{token}" if token[0].isalnum() else token
 
-
+# %% ../../nbs/core/10_explorer.ipynb #ae4dff47
 def table_html(
     rows: Sequence[Sequence[str]],  # cells, as HTML
     align: str = "left",
 ) -> str:
     "A plain table."
-    cell = f"<td style='text-align:{align};padding:1px 4px'>"
-    return f"<table>{''.join(f'<tr>{cell}{cell.join(row)}</tr>' for row in rows)}</table>"
+    cell = f"<td style='text-align:{align};padding:1px 3px'>"
+    return (
+        f"<table style='font-size:12px'>{''.join(f'<tr>{cell}{cell.join(row)}</tr>' for row in rows)}</table>"
+    )
 
-
+# %% ../../nbs/core/10_explorer.ipynb #075c3f80
 def unknown_note(
     tokens: Sequence[str],
 ) -> str:  # begins with a space; empty if every character was known
@@ -205,7 +207,7 @@ def unknown_note(
     lost = tokens.count("[UNK]")
     return f" {lost} × [UNK]: characters that this tokenizer has never met." if lost else ""
 
-
+# %% ../../nbs/core/10_explorer.ipynb #4b447380
 def bars_html(
     rows: Sequence[tuple[str, float]],  # label, and a value from 0 to 1
     colour: str = PALETTE[0],
@@ -325,7 +327,7 @@ def small_multiples(
     frame = "<div style='display:inline-block;margin:6px'>{}</div>"
     return tokens_html(tokens) + "".join(map(frame.format, small))
 
-
+# %% ../../nbs/core/10_explorer.ipynb #6bbd974d
 def cut_rows(
     lengths: Sequence[int],  # of sentences, one after the other
     block: int,  # length of a row
@@ -341,7 +343,7 @@ def cut_rows(
                 rows, room = [*rows, []], block
     return [row for row in rows if row]
 
-
+# %% ../../nbs/core/10_explorer.ipynb #a6ad7001
 def rows_html(
     rows: Sequence[Sequence[int]],  # lengths of the pieces of each row
     wide: int,  # length of a whole row
