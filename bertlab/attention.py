@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['scaled_dot_product_attention', 'packed_attention_reference', 'LengthBucket', 'AttentionPlan', 'bucketed_plan',
-           'padded_plan', 'attention_plan', 'bucketed_attention', 'packed_attention', 'packed_self_attention',
-           'select_layout', 'rotate', 'MultiHeadAttention']
+           'padded_plan', 'attention_plan', 'bucketed_attention', 'padded_self_attention', 'packed_attention',
+           'packed_self_attention', 'select_layout', 'rotate', 'MultiHeadAttention']
 
 # %% ../nbs/05_attention.ipynb #e24f36ca
 import math
@@ -155,11 +155,7 @@ def _to_block(x: Tensor, n: int, length: int, index: Tensor | None) -> Tensor:  
 
 
 def _attend(group: LengthBucket, q: Tensor, k: Tensor, v: Tensor, causal: bool, dropout: float) -> Tensor:
-    "Attention inside the sequences of one group: [its queries, h, dk]."
-    if not group.len_q or not group.len_k:
-        return torch.zeros_like(q)  # no queries, or no keys
-    q = _to_block(q, group.n, group.len_q, group.query_index)  # [n, h, len_q, dk]
-    k, v = (_to_block(x, group.n, group.len_k, group.key_index) for x in (k, v))  # [n, h, len_k, dk]
+    "Attention inside the sequences of one group: from blocks [n, h, length, dk] to its queries, [t, h, dk]."
     mask = None if causal else group.mask  # pads are at the end, where a causal query does not look
     out = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal)
     out = out.transpose(1, 2).flatten(0, 1)
@@ -178,9 +174,33 @@ def bucketed_attention(
     if plan.sort_q is not None:
         q = q.index_select(0, plan.sort_q)
         k, v = k.index_select(0, plan.sort_k), v.index_select(0, plan.sort_k)
+    outs = [q[:0]]
     parts = zip(plan.groups, q.split(plan.sizes_q), k.split(plan.sizes_k), v.split(plan.sizes_k))
-    out = torch.cat([q[:0], *(_attend(*part, causal, dropout) for part in parts)])
+    for group, queries, keys, values in parts:
+        if group.len_q and group.len_k:
+            block = _to_block(queries, group.n, group.len_q, group.query_index)
+            blocks = [_to_block(x, group.n, group.len_k, group.key_index) for x in (keys, values)]
+            outs.append(_attend(group, block, *blocks, causal, dropout))
+        else:  # no queries, or no keys
+            outs.append(torch.zeros_like(queries))
+    out = torch.cat(outs)
     return out if plan.unsort is None else out.index_select(0, plan.unsort)
+
+# %% ../nbs/05_attention.ipynb #4dd754a5
+@torch.compiler.disable
+def padded_self_attention(
+    qkv: Tensor,  # queries, keys and values [t, 3, h, dk]
+    plan: AttentionPlan,  # of one padded group
+    causal: bool = False,  # a token attends only to itself and to those before it
+    dropout: float = 0.0,  # fraction of the weights set to zero
+) -> Tensor:  # [t, h, dk]
+    "Self-attention in one padded block: one gather for queries, keys and values."
+    (group,) = plan.groups
+    if not group.len_q:
+        return qkv[:, 0]
+    rows = F.pad(qkv, (0, 0, 0, 0, 0, 0, 0, 1)).index_select(0, group.query_index)
+    blocks = rows.view(group.n, group.len_q, *qkv.shape[1:]).permute(2, 0, 3, 1, 4)
+    return _attend(group, *blocks.unbind(), causal, dropout)
 
 # %% ../nbs/05_attention.ipynb #eeb9fd72
 def _supports_varlen(q: Tensor, dropout: float) -> bool:
@@ -215,6 +235,19 @@ def _attend_varlen(
     cu = [_int32_offsets(x) for x in (layout_q, layout_k)]
     return varlen_attn(q, k, v, *cu, layout_q.max_seqlen, layout_k.max_seqlen, **how)
 
+# %% ../nbs/05_attention.ipynb #815ab9c6
+@torch.compiler.disable
+def _attend_by_plan(
+    q: Tensor, k: Tensor, v: Tensor, layout_q: Layout, layout_k: Layout, causal: bool, dropout: float
+) -> Tensor:
+    "Attention group by group, or in a padded block; on the CPU in float32."
+    plan = attention_plan(layout_q, layout_k)
+    if q.is_cuda:
+        return bucketed_attention(q, k, v, plan, causal, dropout)
+    fp32 = torch.promote_types(q.dtype, torch.float32)  # float64 stays
+    with torch.autocast("cpu", enabled=False):  # on the CPU the half-precision kernel is the slower one
+        return bucketed_attention(q.to(fp32), k.to(fp32), v.to(fp32), plan, causal, dropout).to(q.dtype)
+
 # %% ../nbs/05_attention.ipynb #1a6e5a95
 def packed_attention(
     q: Tensor,  # queries [t, h, dk]
@@ -230,12 +263,7 @@ def packed_attention(
         raise BertlabError("only self-attention can be causal", hint="Give the same layout twice")
     if _supports_varlen(q, dropout):
         return _attend_varlen(q, k, v, layout_q, layout_k, causal)
-    plan = attention_plan(layout_q, layout_k)
-    if q.is_cuda:
-        return bucketed_attention(q, k, v, plan, causal, dropout)
-    fp32 = torch.promote_types(q.dtype, torch.float32)  # float64 stays
-    with torch.autocast("cpu", enabled=False):  # on the CPU the half-precision kernel is the slower one
-        return bucketed_attention(q.to(fp32), k.to(fp32), v.to(fp32), plan, causal, dropout).to(q.dtype)
+    return _attend_by_plan(q, k, v, layout_q, layout_k, causal, dropout)
 
 # %% ../nbs/05_attention.ipynb #2e7a7e78
 def packed_self_attention(
@@ -245,10 +273,12 @@ def packed_self_attention(
     dropout: float = 0.0,  # fraction of the weights set to zero
 ) -> Tensor:  # [t, h, dk]
     "Self-attention, with queries, keys and values in one tensor."
-    qkv_fp32 = qkv
+    if qkv.is_cuda and not _supports_varlen(qkv, dropout):
+        return padded_self_attention(qkv, attention_plan(layout, layout), causal, dropout)
+    x = qkv
     if not qkv.is_cuda:  # one copy instead of three
-        qkv_fp32 = qkv.to(torch.promote_types(qkv.dtype, torch.float32))
-    return packed_attention(*qkv_fp32.unbind(1), layout, layout, causal, dropout).to(qkv.dtype)
+        x = qkv.to(torch.promote_types(qkv.dtype, torch.float32))
+    return packed_attention(*x.unbind(1), layout, layout, causal, dropout).to(qkv.dtype)
 
 # %% ../nbs/05_attention.ipynb #4f3e5a9f
 def select_layout(

@@ -177,7 +177,7 @@ def tokenizer_merges(
 # %% ../nbs/01_bpe.ipynb #712442e9
 MAX_MERGES = 1_000_000
 
-
+# %% ../nbs/01_bpe.ipynb #436e585c
 def _learn_in_thread(learner: Tokenizer, texts: Iterable[str], trainer: trainers.BpeTrainer):
     "Train a tokenizer so that Ctrl-C interrupts it."
     stop, errors = threading.Event(), []
@@ -204,7 +204,7 @@ def _learn_in_thread(learner: Tokenizer, texts: Iterable[str], trainer: trainers
     if errors:
         raise errors[0]
 
-
+# %% ../nbs/01_bpe.ipynb #f0f7ae84
 def train_tokenizer(
     sentences: Iterable[str],  # texts; read twice as a stream (a one-shot iterator is kept in memory)
     merges: int,  # 5000 is the study's "5k"; the alphabet comes on top
@@ -382,7 +382,7 @@ def _encode_whole(texts: list[str], tokenizer: Tokenizer, max_len: int) -> tuple
         encodings[i] = tokenizer.post_process(words)
     return np.fromiter(chain.from_iterable(encoding.ids for encoding in encodings), np.int64), lengths
 
-
+# %% ../nbs/01_bpe.ipynb #518d58f7
 def encode_texts(
     texts: list[str],
     tokenizer: Tokenizer,  # bertlab's; or another, used as it is, normalisation and special tokens included

@@ -32,7 +32,7 @@ COMMANDS = {
     "doctor": study.doctor_command,
 }
 
-
+# %% ../nbs/cli.ipynb #1ffe2ebf
 def overview() -> str:
     "What `bertlab --help` prints."
     lines = [f"  {name:12} {command.__doc__}" for name, command in COMMANDS.items()]
@@ -41,7 +41,7 @@ def overview() -> str:
     ]
     return "\n".join(["usage: bertlab COMMAND ...", "", *lines, "", *end])
 
-
+# %% ../nbs/cli.ipynb #7f79a363
 def completion_script(
     shell: str,  # bash or zsh
 ) -> str:
@@ -58,7 +58,7 @@ def completion_script(
         '  else COMPREPLY=($(compgen -f -- "$word")); fi\n}\ncomplete -F _bertlab bertlab\n'
     )
 
-
+# %% ../nbs/cli.ipynb #1a4c987f
 def format_error(
     e: Exception,  # what went wrong
 ) -> str:  # one line
@@ -73,7 +73,7 @@ def format_error(
         e = BertlabError(problem, e.filename, hint="Choose another path" if blocked else hint)
     return " ".join(str(e).split())
 
-
+# %% ../nbs/cli.ipynb #40028b14
 def run_command(argv: list[str]):
     "Dispatch to a command."
     if not argv or argv[0] in ("-h", "--help"):
@@ -87,7 +87,7 @@ def run_command(argv: list[str]):
     else:
         COMMANDS[argv[0]](argv[1:])
 
-
+# %% ../nbs/cli.ipynb #83beccf2
 def _give_up_output():
     "Forget what standard output does not take, so that Python does not try again at its end."
     try:
@@ -95,7 +95,7 @@ def _give_up_output():
     except (OSError, ValueError):
         sys.stdout = open(os.devnull, "w")
 
-
+# %% ../nbs/cli.ipynb #c361eced
 def main(
     argv: list[str] | None = None,  # the words after `bertlab`; those of the command line if None
 ) -> int:  # the exit status: 0, 2 for a problem that has a message, 130 when stopped

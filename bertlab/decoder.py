@@ -290,7 +290,7 @@ def greedy(logp: Tensor) -> Tensor:  # [r, v] -> [r]
     "The likeliest token of each row: a `sample_fn` for `generate`."
     return logp.argmax(-1)
 
-
+# %% ../nbs/13_decoder.ipynb #8e9a4e2f
 def top_k_sampler(
     temperature: float = 1.0,  # below 1: sharper than the model's distribution, above 1: flatter
     top_k: int = 50,  # only the likeliest tokens can be drawn
@@ -314,7 +314,7 @@ def length_norm(n, length_penalty: float):
     "Divisor for the log-probability of n tokens, so that short sentences do not win by being short."
     return ((5 + n) / 6) ** length_penalty
 
-
+# %% ../nbs/13_decoder.ipynb #fdda90fb
 @dataclass(eq=False)
 class _Beams:
     "The state of a beam search over s sentences with b beams."

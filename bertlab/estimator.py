@@ -33,7 +33,7 @@ from .training import TrainConfig
 class TextInputError(BertlabError, ValueError):
     "Texts or labels that cannot be learned from; also the `ValueError` that scikit-learn expects."
 
-
+# %% ../nbs/18_estimator.ipynb #ae051e12
 def check_texts(
     X,  # texts: a list, an object array, a Series
 ) -> list[str]:
@@ -52,7 +52,7 @@ def check_texts(
             raise TextInputError(problem, row=row, hint="Correct or remove the row")
     return [replace_surrogates(str(text)) for text in X]
 
-
+# %% ../nbs/18_estimator.ipynb #9904cd39
 def check_classes(
     y,  # a label per text
     n: int,  # number of texts

@@ -37,7 +37,7 @@ def classification_scores(
         "f1": float(f1),
     }
 
-
+# %% ../nbs/11_evaluation.ipynb #ca9009e8
 def per_class_scores(
     labels: np.ndarray,  # int [s]
     probabilities: np.ndarray,  # [s, classes]
@@ -167,7 +167,7 @@ def confusion_counts(
 
     return confusion_matrix(labels, probabilities.argmax(1), labels=range(probabilities.shape[1]))
 
-
+# %% ../nbs/11_evaluation.ipynb #2ef1ee0f
 def plot_confusion(
     counts: np.ndarray,  # int [classes, classes], from `confusion_counts`
     names: Sequence[str],
@@ -237,7 +237,7 @@ def disaster_class(
     problem = f"the classes {', '.join(map(repr, names))} do not say which of them is a disaster"
     raise BertlabError(problem, hint="Train a classifier with the labels ordinary and disaster, or 0 and 1")
 
-
+# %% ../nbs/11_evaluation.ipynb #eaaf164f
 def write_submission(
     path: str | Path,  # usually submission.csv
     ids: Sequence[int],  # the column id of Kaggle's test.csv

@@ -46,7 +46,7 @@ def _definitions(source: str) -> tuple[dict[str, ast.stmt], list[ast.stmt]]:
 def _names(node: ast.AST) -> set[str]:
     return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
 
-
+# %% ../nbs/17_export.ipynb #7418c1cb
 def modeling_source() -> str:
     "The one modelling file: the three models and all of bertlab that they need, without bertlab."
     own = (
@@ -134,7 +134,7 @@ def model_card(
         f"```python\nfrom transformers import pipeline\n\n{example}\n```\n\n{trust}"
     )
 
-
+# %% ../nbs/17_export.ipynb #70b36079
 def export_model(
     folder: str | Path,  # a masked language model or a classifier of bertlab's, or its run
     to: str | Path,  # the new folder
@@ -206,7 +206,7 @@ class PaddedModel(nn.Module):
         logits = self.head.out(torch.cat(pooled, 1))
         return torch.cat([torch.zeros_like(logits), logits], 1) if logits.shape[1] == 1 else logits
 
-
+# %% ../nbs/17_export.ipynb #c388d9ba
 def export_onnx(
     model: MaskedLM | Classifier,
     path: str | Path,  # the .onnx file

@@ -152,7 +152,7 @@ def batch_by_length(
     number = (np.cumsum(lengths[order]) - 1) // tokens
     return np.split(order, np.flatnonzero(np.diff(number)) + 1) if len(order) else []
 
-
+# %% ../nbs/12_finetuning.ipynb #651986ab
 def encode_features(
     encoder: Encoder,
     store: TokenStore,
@@ -185,7 +185,7 @@ def _checksum(values: Tensor) -> str:
     "SHA-256 of the values of a tensor."
     return hashlib.sha256(np.ascontiguousarray(values.numpy()).data).hexdigest()
 
-
+# %% ../nbs/12_finetuning.ipynb #6330712f
 def _read_features(
     path: Path, shape: tuple[int, int]
 ) -> Tensor | None:  # None if it is damaged; the file is then set aside as *.damaged

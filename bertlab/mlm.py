@@ -177,7 +177,7 @@ def encode_masked(
     ids = torch.tensor(ids)
     return ids, (ids == MASK_ID).nonzero().squeeze(1)
 
-
+# %% ../nbs/07_mlm.ipynb #f04abe6c
 def fill_mask(
     model: MaskedLM,
     tokenizer: Tokenizer,
@@ -304,7 +304,7 @@ def locate_model(
         return carried if (carried / "config.json").is_file() else folder
     return folder
 
-
+# %% ../nbs/07_mlm.ipynb #62c61b2b
 def _download(name: str) -> Path:
     "The three files of a model from the hub."
     try:
@@ -347,7 +347,7 @@ def _foreign_tokenizer(path: Path, rows: int) -> Tokenizer:
         raise BertlabError(problem, path, hint="Take all files from one model")
     return tokenizer
 
-
+# %% ../nbs/07_mlm.ipynb #c529b5bb
 def from_transformers(
     model: str | Path,  # as `locate_model` takes it: config.json, model.safetensors, tokenizer.json
 ) -> tuple[Encoder, Tokenizer]:  # not in training mode, on the CPU
@@ -366,7 +366,7 @@ def from_transformers(
         problem = f"has no {e}" if isinstance(e, KeyError) else f"describes no BERT ({e})"
         raise BertlabError(problem, folder / "config.json", hint="Choose a BERT-shaped model") from None
 
-
+# %% ../nbs/07_mlm.ipynb #46c8cec2
 def load_encoder(
     model: str | Path,  # as `locate_model` takes it
 ) -> tuple[Encoder, Tokenizer]:  # not in training mode, on the CPU

@@ -90,7 +90,7 @@ def equal_layout(
     "The layout of sentences of one length; nothing is copied to the device."
     return Layout(torch.arange(n + 1, device=device) * length, length, n * length)
 
-
+# %% ../nbs/02_packing.ipynb #daa216c9
 def select_sentences(
     layout: Layout,
     sentences: Tensor,  # int64 [s'], on the layout's device
@@ -159,7 +159,7 @@ class BatchSource(Protocol):
 
     def batch(self, indices: np.ndarray) -> PackedBatch: ...
 
-
+# %% ../nbs/02_packing.ipynb #dd288e23
 def batches(
     store: BatchSource,
     batch_size: int,  # sentences

@@ -261,7 +261,7 @@ def _append_chunk(writers: list[StoreWriter], encoder: WordEncoder, chunk: list[
         here = split == i
         append(writer, ids[split_of_token == i], lengths[here], max_len, int(cut_words[here].sum()))
 
-
+# %% ../nbs/03_token_store.ipynb #fa8c4b88
 def _write(
     texts: Iterable[str], tokenizer: Tokenizer, folder: Path, folders: list[Path], split_fn, settings: dict
 ):
@@ -387,7 +387,7 @@ class DataConfig:
         if not 0 <= self.merges <= MAX_MERGES:
             raise BertlabError(f"merges is {self.merges}", hint=f"Choose a number from 0 to {MAX_MERGES:,}")
 
-
+# %% ../nbs/03_token_store.ipynb #59ec290e
 @dataclass(frozen=True)
 class PretrainData:
     "Text, ready to be trained on."
@@ -398,7 +398,7 @@ class PretrainData:
     corpus: dict  # name, fingerprint, counts of what was kept and cut; goes into the run record
     reused: bool  # whether it was there already
 
-
+# %% ../nbs/03_token_store.ipynb #a6b18188
 class _TrainingText:
     "The training sentences of a corpus; can be read again and again."
 
@@ -420,7 +420,7 @@ def _prepared_tokenizer(folder: Path, corpus: Corpus, config: DataConfig) -> Tok
         raise BertlabError(problem, path, hint=f"Delete the folder {folder}; it is made again")
     return load_tokenizer(path)
 
-
+# %% ../nbs/03_token_store.ipynb #1046db51
 def prepare_data(
     config: DataConfig,
     max_len: int,  # tokens; longer sentences are cut

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ALLOWED_VALUES', 'MAX_EPOCHS', 'MAX_SEED', 'make_optimizers', 'TrainConfig', 'lr_at', 'Task', 'LoopState',
-           'DivergedError', 'OutOfMemoryError', 'Interrupted', 'allow_tf32', 'fit']
+           'DivergedError', 'OutOfMemoryError', 'Interrupted', 'fit']
 
 # %% ../nbs/08_training.ipynb #54fab2f3
 import contextlib
@@ -18,11 +18,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from tqdm import tqdm
 
 from .core.checkpoints import prune_checkpoints, resume, save_checkpoint
 from .core.distributed import sum_dtype, widen
 from .core.files import BertlabError, fingerprint, write_json
+from .core.precision import allow_tf32, bf16_weights, flush_denormals
 from .core.records import history_events, list_checkpoints
 
 # %% ../nbs/08_training.ipynb #f06330aa
@@ -270,11 +272,16 @@ def _catch_signals():
         for number, handler in old.items():
             signal.signal(number, handler)
 
-# %% ../nbs/08_training.ipynb #6cde468d
-def allow_tf32(device: torch.device):
-    "Let fp32 products of an Nvidia GPU round their factors to TF32, which is several times as fast."
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
+# %% ../nbs/08_training.ipynb #10d1f6eb
+class _TaskLoss(nn.Module):
+    "The loss of a task as a module, so that it can run with other tensors in the place of the weights."
+
+    def __init__(self, task: Task):
+        super().__init__()
+        self.model, self.task = task.model, task
+
+    def forward(self, batch, epoch: int):
+        return self.task.loss(batch, epoch)
 
 # %% ../nbs/08_training.ipynb #1564b925
 class _Run:
@@ -282,7 +289,7 @@ class _Run:
 
     def __init__(self, task: Task, config: TrainConfig, folder: Path | None):
         self.task, self.config, self.folder = task, config, folder if task.is_main_process else None
-        self.device = next(task.model.parameters()).device
+        self.device, self.task_loss = next(task.model.parameters()).device, _TaskLoss(task)
         allow_tf32(self.device)
         self.optimizers = make_optimizers(task.model, config.optimizer, config.lr, config.weight_decay)
         self.params = [p for p in task.model.parameters() if p.requires_grad]
@@ -320,12 +327,18 @@ class _Run:
         "bfloat16 matrix products, if the config asks for them."
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
+    def loss(self, batch, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+        "The task's loss; for bfloat16 products with all weights rounded at once."
+        weights = bf16_weights(self.task.model) if self.config.precision == "bf16" else {}
+        weights = {f"model.{name}": weight for name, weight in weights.items()}
+        with self.autocast():
+            return functional_call(self.task_loss, weights, (batch, epoch))
+
 # %% ../nbs/08_training.ipynb #14aeb2c7
 def _train_step(run: _Run, batch, epoch: int):
     "Forward, backward, update; adds to the running sums."
     _seed_step(run.config.seed, run.state.step)
-    with run.autocast():
-        loss, sums = run.task.loss(batch, epoch)
+    loss, sums = run.loss(batch, epoch)
     loss.backward()
     norm = nn.utils.clip_grad_norm_(run.params, run.config.max_grad_norm)
     run.diverged |= ~(torch.isfinite(loss.detach()) & torch.isfinite(norm))
@@ -400,16 +413,6 @@ def _after_step(run: _Run, caught: list[int]):
         saved = "; the same command goes on from there" if run.folder else ""
         raise Interrupted(f"stopped after step {step} of {run.total}{saved}")
 
-# %% ../nbs/08_training.ipynb #c64be14a
-@contextlib.contextmanager
-def _flush_denormals():
-    "Take numbers that are too small for their format as zero: they are slow, and nothing depends on them."
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
-
 # %% ../nbs/08_training.ipynb #36b664fc
 def fit(
     task: Task,
@@ -427,7 +430,7 @@ def fit(
         tensorboard = None
     bar = tqdm(total=run.total, initial=run.state.step, **style)
     events = history_events(tensorboard, run.state.history)
-    with _flush_denormals(), _catch_signals() as caught, bar, events as run.on_row:
+    with flush_denormals(), _catch_signals() as caught, bar, events as run.on_row:
         while run.state.step < run.total:
             epoch, start = divmod(run.state.step, task.steps_per_epoch)
             for batch in task.batches(epoch, start):

@@ -84,7 +84,7 @@ class PairBatch:
     def pin_memory(self) -> "PairBatch":
         return self._map(lambda x: x.pin_memory())
 
-
+# %% ../nbs/14_translation.ipynb #c1ca6f2f
 class PairStore:
     "Sentence pairs in a token store: pair i is its sentences 2i and 2i + 1."
 
@@ -158,7 +158,7 @@ def _tokenizer_path(folder: str | Path) -> Path:
     "The tokenizer.json of a saved model, or of the run that trained it."
     return find_model_folder(folder) / "tokenizer.json"
 
-
+# %% ../nbs/14_translation.ipynb #1c9cf848
 def _tokenizer_of(config: PairsConfig, split: SplitPairs, folder: Path) -> Tokenizer:
     "The tokenizer that a config names, or one learned from the training pairs."
     path = _tokenizer_path(config.tokenizer) if config.tokenizer else folder / "tokenizer.json"
@@ -166,7 +166,7 @@ def _tokenizer_of(config: PairsConfig, split: SplitPairs, folder: Path) -> Token
         save_tokenizer(train_tokenizer(TrainingSentences(split), config.merges), path)
     return load_tokenizer(path)
 
-
+# %% ../nbs/14_translation.ipynb #b3e2f7f9
 def _build_parts(split: SplitPairs, tokenizer: Tokenizer, folder: Path, max_len: int):
     "Two stores and the test pairs, in one pass; the test pairs are written last."
     meta = {"held_out_fraction": split.held_out_fraction}
@@ -290,7 +290,7 @@ def _translate_batch(
         ids, _ = beam_search(model, cache, max_new_tokens, num_beams, length_penalty)
     return dict(zip(batch.sentence_ids.tolist(), ids))
 
-
+# %% ../nbs/14_translation.ipynb #a22e959d
 def translate(
     model: Transformer,
     tokenizer: Tokenizer,

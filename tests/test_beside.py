@@ -10,8 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import assert_error
 
-from bertlab.core.files import BertlabError
 from bertlab.core.records import history_events
 from bertlab.data.corpora import open_corpus, read_column
 from bertlab.data.labeled import read_labeled
@@ -27,15 +27,6 @@ LINES = [
     f"sentence {i} is about {'rain' if i % 2 else 'an array'} and the number {i * i}." for i in range(300)
 ]
 TEXTS = ["It rains.\nIt pours.", None, "A long line. " * 40 + "The end.", "비가 온다.", "", "x" * 5000]
-
-
-def assert_error(function, *parts):
-    "The message of the BertlabError that `function` raises; it is one line and holds all `parts`."
-    with pytest.raises(BertlabError) as caught:
-        function()
-    message = str(caught.value)
-    assert "\n" not in message and all(str(part) in message for part in parts), message
-    return message
 
 
 # ---------------------------------------------------------------- TensorBoard

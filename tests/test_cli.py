@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers import toy_lines
 
 ENV = os.environ | {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
 BERTLAB = str(Path(sys.executable).parent / "bertlab")
@@ -37,12 +38,7 @@ def bertlab(*words, cwd=None):
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     path = tmp_path_factory.mktemp("corpus") / "sentences.txt"
-    things, states = (
-        ("array", "figure", "index", "thread", "tensor"),
-        ("sorted", "drawn", "empty", "locked", "copied"),
-    )
-    lines = [f"the {t} number {i} is {s}" for i in range(16) for t in things for s in states]
-    path.write_text("\n".join(lines), encoding="utf8")
+    path.write_text("\n".join(toy_lines()), encoding="utf8")
     return path
 
 

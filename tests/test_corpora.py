@@ -14,6 +14,7 @@ import openpyxl
 import pandas as pd
 import pytest
 import zstandard
+from helpers import assert_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,15 +24,6 @@ from bertlab.data.parallel import Pairs
 from bertlab.data.text import SkipCounts
 
 PAIRS = [(f"{i}번째 문장이다.", f"This is sentence {i}.") for i in range(12)]
-
-
-def assert_error(function, *parts):
-    "The message of the BertlabError that `function` raises; it is one line and holds all `parts`."
-    with pytest.raises(BertlabError) as caught:
-        function()
-    message = str(caught.value)
-    assert "\n" not in message and all(str(part) in message for part in parts), message
-    return message
 
 
 def zstd_compress(content: bytes) -> bytes:

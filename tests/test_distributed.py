@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers import toy_lines
 from safetensors.torch import load_file
 
 from bertlab.encoder import EncoderConfig
@@ -35,12 +36,7 @@ TRAIN = {"epochs": 2, "evals_per_epoch": 3, "lr": 0.01}
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("distributed")
-    things, states = (
-        ("array", "figure", "index", "thread", "tensor"),
-        ("sorted", "drawn", "empty", "locked", "copied"),
-    )
-    lines = [f"the {thing} number {i} is {state}" for i in range(16) for thing in things for state in states]
-    (workdir / "text.txt").write_text("\n".join(lines), encoding="utf8")
+    (workdir / "text.txt").write_text("\n".join(toy_lines()), encoding="utf8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BERTLAB_CACHE", str(workdir / "cache"))
         yield workdir

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import Bomb
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -77,16 +78,6 @@ TINY = [
     "--batch-size",
     "8",
 ]
-
-
-class Bomb:
-    "A pickle that leaves a mark when it is loaded."
-
-    def __init__(self, mark):
-        self.mark = mark
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.mark),)
 
 
 @pytest.fixture(scope="module")

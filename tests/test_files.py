@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
+from helpers import assert_one_line, contents
 
 from bertlab.core import files
 from bertlab.core.files import (
@@ -28,19 +29,6 @@ from bertlab.core.files import (
 )
 
 posix = pytest.mark.skipif(os.name != "posix", reason="pipes, links and bytes as names are POSIX's")
-
-
-def contents(folder):
-    "All that is below a folder: names, and the bytes of files."
-    paths = sorted(folder.rglob("*"))
-    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in paths}
-
-
-def assert_one_line(caught, *parts):
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message, message
 
 
 @pytest.fixture

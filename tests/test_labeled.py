@@ -5,6 +5,7 @@ import csv
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import assert_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,15 +19,6 @@ from bertlab.data.labeled import (
     validate_labels,
 )
 from bertlab.evaluation import disaster_class, holdout, kfold, per_class_scores, write_submission
-
-
-def assert_error(function, *parts):
-    "The message of the BertlabError that `function` raises; it is one line and holds all `parts`."
-    with pytest.raises(BertlabError) as caught:
-        function()
-    message = str(caught.value)
-    assert "\n" not in message and all(str(part) in message for part in parts), message
-    return message
 
 
 @pytest.fixture

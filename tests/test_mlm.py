@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import Bomb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -423,16 +424,6 @@ def test_no_folder(tmp_path):
     assert_load_fails(tmp_path / "nowhere", "no such folder")
     (tmp_path / "file").write_text("x")
     assert_load_fails(tmp_path / "file", "no such folder")
-
-
-class Bomb:
-    "A pickle that leaves a mark when it is loaded."
-
-    def __init__(self, mark):
-        self.mark = mark
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.mark),)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "model.pt"])

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers import toy_lines
 
 SERVER = """
 import os, sys
@@ -62,17 +63,13 @@ def start():
 def reference_runs(start, tmp_path_factory):
     "The folder with text, labels, and the two undisturbed runs; and how long each took."
     workdir = tmp_path_factory.mktemp("reference")
-    things, states = (
-        ("array", "figure", "index", "thread", "tensor"),
-        ("sorted", "drawn", "empty", "locked", "copied"),
-    )
-    lines = [f"the {thing} number {i} is {state}" for i in range(16) for thing in things for state in states]
-    (workdir / "text.txt").write_text("\n".join(lines), encoding="utf8")
+    things, states = ("array", "figure"), ("sorted", "drawn")
+    (workdir / "text.txt").write_text("\n".join(toy_lines()), encoding="utf8")
     letters = [a + b for a in "abcdefghij" for b in "klmno"]
     rows = [
         f"the {thing} {name} is {state},{thing}"
         for name in letters
-        for thing, state in zip(things[:2], states)
+        for thing, state in zip(things, states)
     ]
     (workdir / "labels.csv").write_text("\n".join(["text,label", *rows]), encoding="utf8")
     took = {}

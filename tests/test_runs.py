@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from filelock import FileLock
+from helpers import assert_one_line, contents
 from torch import nn
 
 from bertlab.core import records
@@ -31,19 +32,6 @@ posix = pytest.mark.skipif(os.name != "posix", reason="pipes and these signals a
 CONFIG = {"corpus": "text.txt", "train": {"epochs": 1, "schedule": "constant", "lr": 0.1}}
 IDENTITY = {"corpus": "c0ffee", "tokenizer": "deed"}
 RECORD = {"kind": "pretraining", "result": {"loss": 1.0}, "history": [{"epoch": 1.0, "seconds": 1.0}]}
-
-
-def contents(folder):
-    "All that is below a folder: names, and the bytes of files."
-    paths = sorted(folder.rglob("*"))
-    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in paths}
-
-
-def assert_one_line(caught, *parts):
-    message = str(caught.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message, message
 
 
 def no_work(folder):

@@ -144,7 +144,7 @@ class Estimator:
         like = PretrainConfig(encoder=replace(e, layers=3 * e.layers), train=TRANSLATOR.train)
         return START_SECONDS + 2 * self.text_seconds + self.training_seconds(like, 2)
 
-
+# %% ../../nbs/bench/05_campaign.ipynb #dc0b0a44
 def _row_config(config: CampaignConfig, row_id: str) -> PretrainConfig:
     return at_scale(row_id, config.scale, config.corpus)
 
@@ -160,12 +160,12 @@ def text_stage(config: CampaignConfig) -> Stage:
     flags = config_flags(PretrainConfig(row.data, EncoderConfig(max_len=row.encoder.max_len)))
     return Stage("text", ("bertlab", "plan", *flags), 0.0)
 
-
+# %% ../../nbs/bench/05_campaign.ipynb #dcf61c3f
 def gpu_tests() -> Path:
     "Where the tests for a GPU are, if this is a checkout."
     return Path(bertlab.__file__).resolve().parents[1] / "tests" / "test_gpu.py"
 
-
+# %% ../../nbs/bench/05_campaign.ipynb #0744c739
 def campaign_stages(estimator: Estimator) -> list[Stage]:
     "All stages after the text, the most valuable first."
     config, stages = estimator.config, []
@@ -193,7 +193,7 @@ def campaign_stages(estimator: Estimator) -> list[Stage]:
         stages.append(Stage("translator", words, estimator.translator_seconds()))
     return stages
 
-
+# %% ../../nbs/bench/05_campaign.ipynb #8f3bddce
 def _english(corpus: str, parallel: bool) -> dict:
     return {"corpus": corpus, "lang": "en" if parallel else ""}
 
@@ -218,7 +218,7 @@ def run_stage(
         _stop(process)
         raise
 
-
+# %% ../../nbs/bench/05_campaign.ipynb #b8533769
 def _stop(process: subprocess.Popen) -> int:  # its exit status
     "Ask a process to stop; end it if it does not."
     process.send_signal(signal.SIGINT) if os.name == "posix" else process.terminate()
@@ -302,7 +302,7 @@ def run_campaign(
             return False
         return call.work()
 
-
+# %% ../../nbs/bench/05_campaign.ipynb #6595327e
 def _progress(campaign: Campaign) -> str:
     done = sum(status == "done" for status in campaign.status.values())
     return f"{done} stages are done, {format_duration(campaign.seconds / 3600)} spent"
@@ -390,7 +390,7 @@ class _Call:
         write_json(self.config.out / "records" / "campaign.json", record | {"seconds": self.campaign.seconds})
         print(f"The campaign is over: {self.config.out / 'records'}")
 
-
+# %% ../../nbs/bench/05_campaign.ipynb #a62f01b3
 def collect_records(out: Path):
     "Copy the records of runs that have folders of their own to the others."
     runs = {"tweets_encoder": "tweets_pretraining", "translator": "translation"}

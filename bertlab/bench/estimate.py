@@ -35,7 +35,7 @@ class CorpusStats:
     vocab_size: int  # rows of the embedding table
     lengths: np.ndarray  # int [s], tokens of some typical sentences
 
-
+# %% ../../nbs/bench/04_estimate.ipynb #b5ce0302
 def measure_corpus(
     config: PretrainConfig,
 ) -> CorpusStats:
@@ -45,7 +45,7 @@ def measure_corpus(
     lengths = data.train.lengths[sample].astype(np.int64)
     return CorpusStats(data.train.n_tokens, data.tokenizer.get_vocab_size(), lengths)
 
-
+# %% ../../nbs/bench/04_estimate.ipynb #d87407a5
 def assume_corpus(
     config: PretrainConfig,
     tokens: int,
@@ -129,7 +129,7 @@ def measured_utilization(
 
 ASSUMED_LAUNCH_SECONDS = 15e-6  # of the host for a kernel, Python and autograd included
 
-
+# %% ../../nbs/bench/04_estimate.ipynb #4486d69b
 def measured_launch_seconds(
     folder: str | Path,  # of the benchmark's records
     precision: str,
@@ -198,7 +198,7 @@ def check_memory(
         )
         raise BertlabError(problem, hint="Choose a narrower or shallower model")
 
-
+# %% ../../nbs/bench/04_estimate.ipynb #65c73049
 def format_count(
     n: float,
     noun: str,  # singular
@@ -224,7 +224,7 @@ def _training_rate(config, device: torch.device, folder: Path) -> float:  # oper
     rate = matmul_rates(device, repeats=2, size=768 if device.type == "cpu" else None)
     return rate[config.train.precision] * measured_utilization(folder, config, device.type)[0]
 
-
+# %% ../../nbs/bench/04_estimate.ipynb #393aa202
 def plan_pretraining(
     config: PretrainConfig,
     device: torch.device,
@@ -239,7 +239,7 @@ def plan_pretraining(
     launch = measured_launch_seconds(folder, config.train.precision, device.type)
     return estimate_run(config, stats, _training_rate(config, device, folder), 1.0, launch)
 
-
+# %% ../../nbs/bench/04_estimate.ipynb #573b5d53
 def predict_seconds(
     config: PretrainConfig,
 ) -> float | None:  # None for torch's layers
@@ -247,7 +247,7 @@ def predict_seconds(
     plan = plan_pretraining(config, default_device())
     return plan and 3600 * plan["hours"]
 
-
+# %% ../../nbs/bench/04_estimate.ipynb #2371a029
 def announce_pretraining(
     config: PretrainConfig,
     device: torch.device,
@@ -261,7 +261,7 @@ def announce_pretraining(
         return f"{size}; how long torch's layers take is not estimated", None
     return f"{size}: about {format_duration(plan['hours'])} on this machine", 3600 * plan["hours"]
 
-
+# %% ../../nbs/bench/04_estimate.ipynb #7b76aac7
 def announce_finetuning(
     config: FinetuneConfig,
     encoder: EncoderConfig,  # of the pre-trained model

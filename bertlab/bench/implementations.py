@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ..attention import MultiHeadAttention, scaled_dot_product_attention
 from ..core.files import BertlabError
+from ..core.precision import allow_tf32
 from ..data.corpora import open_corpus
 from ..encoder import EncoderConfig, train_flops
 from ..masking import MaskedBatch
@@ -32,7 +33,7 @@ from ..packing import Layout, PackedBatch, collate_packed, prefetch
 from ..pretraining import MLMTask, PretrainConfig
 from ..study.variants import TorchLM
 from ..token_store import TokenStore, in_memory_store
-from ..training import TrainConfig, allow_tf32, fit
+from ..training import TrainConfig, fit
 
 # %% ../../nbs/bench/01_implementations.ipynb #02b95121
 def pad(
@@ -286,10 +287,10 @@ def pretrained_encoders(
 
 # %% ../../nbs/bench/01_implementations.ipynb #e874ad15
 LAUNCHES = {  # (precision, whether there is dropout) -> launches of a step: all but the layers, per layer
-    ("bf16", False): (88, 53),
-    ("fp32", False): (98, 56),
-    ("bf16", True): (111, 114),
-    ("fp32", True): (98, 83),
+    ("bf16", False): (87, 37),
+    ("fp32", False): (114, 41),
+    ("bf16", True): (128, 80),
+    ("fp32", True): (117, 65),
 }
 
 

@@ -115,7 +115,7 @@ def loop_section(
         rows.append(_loop_row(shape, precision, device, steps, repeats))
     return {"rows": rows}
 
-
+# %% ../../nbs/bench/03_pipeline.ipynb #774c508c
 def _loop_row(shape: str, precision: str, device: torch.device, steps: int, repeats: int) -> dict:
     "The parts of a step, the loop's share, and a whole step, all in seconds."
     data, n = prepare_data(DataConfig(), 256), steps * repeats
@@ -335,7 +335,7 @@ def scaling_cases(width: int, tokens: int) -> list[tuple[str, int, int, int]]:  
     cases += [("batch", width, tokens // 32 // part, 32) for part in (16, 4)]
     return cases + [("length", width, tokens // n, n) for n in (8, 128, 256)]
 
-
+# %% ../../nbs/bench/03_pipeline.ipynb #e856819c
 def scaling_section(device: torch.device, width: int, tokens: int, precision: str) -> dict:
     "Tokens per second against width, batch and length."
     data, rows, rate = prepare_data(DataConfig(), 256), [], matmul_rates(device, 3)[precision]
@@ -390,7 +390,7 @@ def _cuda_sections() -> dict[str, Callable]:
     found["scaling"] = partial(scaling_section, width=1024, tokens=65536, precision="bf16")
     return found
 
-
+# %% ../../nbs/bench/03_pipeline.ipynb #da6b193f
 def _cpu_sections() -> dict[str, Callable]:
     "What is measured on a CPU."
     ours = re.compile("bertlab|transformers, fp32$").match
@@ -411,7 +411,7 @@ def _cpu_sections() -> dict[str, Callable]:
         "memory": memory_section,
     }
 
-
+# %% ../../nbs/bench/03_pipeline.ipynb #232b7a69
 def bench_sections(
     device: torch.device,
 ) -> dict[str, Callable]:  # section id -> a function that takes the device and returns JSON

@@ -37,6 +37,7 @@ from bertlab.bench.implementations import (
 from ..encoder import EncoderConfig
 from ..mlm import MaskedLM
 from ..packing import epoch_order
+from ..pretraining import compile_model
 from ..token_store import DataConfig, PretrainData, TokenStore, prepare_data
 from ..training import OutOfMemoryError
 
@@ -99,11 +100,13 @@ class BenchmarkSetup:
         name: str,  # as in `batch_flops`
         precision: str,
         task: type = BenchmarkTask,
-        warmup_steps: int = 6,  # on a GPU
+        warmup_steps: int | None = None,  # that do not count; None: 6 on a GPU, else one with few sentences
         **options,  # of the task
     ) -> Implementation:
-        "One way to train this model; on a GPU the first steps do not count."
+        "One way to train this model."
         on_gpu, steps, repeats = self.device.type == "cuda", self.steps, self.repeats
+        if warmup_steps is None:
+            warmup_steps = 6 if on_gpu else 0
         if name == "study" and not on_gpu:  # it is slow
             steps, repeats = 1, max(1, repeats // 2)
 
@@ -113,17 +116,15 @@ class BenchmarkSetup:
             common = {"precision": precision, "batch_size": self.batch_size}
             return task(model, self.data.train, self.data.tokenizer, **common, **options)
 
-        return Implementation(make, name, precision, steps, repeats, warmup_steps if on_gpu else 0)
+        return Implementation(make, name, precision, steps, repeats, warmup_steps)
 
 # %% ../../nbs/bench/02_training.ipynb #8ccda7f0
 def _identity(lm: MaskedLM) -> MaskedLM:
     return lm
 
 
-def _compiled_feed_forward(lm: MaskedLM) -> MaskedLM:
-    "The same model, its feed-forwards compiled for any number of tokens."
-    for layer in lm.encoder.layers:
-        layer.ff.compile(dynamic=True)
+def _compiled(lm: MaskedLM) -> MaskedLM:
+    compile_model(lm)
     return lm
 
 
@@ -138,7 +139,7 @@ def _bert(lm: MaskedLM, max_len: int = 256) -> nn.Module:
 def _compiled_bert(lm: MaskedLM, max_len: int = 256) -> nn.Module:
     return torch.compile(_bert(lm, max_len))
 
-
+# %% ../../nbs/bench/02_training.ipynb #e33b21b6
 def implementations(
     setup: BenchmarkSetup,
 ) -> dict[str, Implementation]:
@@ -149,7 +150,7 @@ def implementations(
         found[f"transformers, {p}"] = make(_bert, "transformers", p, TransformersTask, collate=collate)
     found["torch encoder, fp32"] = make(to_torch_lm, "torch", "fp32")
     if setup.device.type == "cuda":
-        found["bertlab, bf16, compiled"] = make(_compiled_feed_forward, "bertlab", "bf16")
+        found["bertlab, bf16, compiled"] = make(_compiled, "bertlab", "bf16")
         options = {
             "warmup_steps": 24,
             "collate": bert_collator(setup.data.tokenizer, 32),
@@ -169,14 +170,15 @@ def block_implementations(
     lengths = setup.data.train.lengths
     batch_tokens = setup.batch_size * lengths[lengths >= setup.min_tokens].mean()
     found = {f"bertlab, {p}": make(_identity, "bertlab", p) for p in ("fp32", "bf16")}
+    found["bertlab, bf16, compiled"] = make(_compiled, "bertlab", "bf16", warmup_steps=4)
     for block, p in itertools.product((128, 512), ("fp32", "bf16")):
         n_blocks = max(1, round(batch_tokens / block))
         options = {"collate": collate, "block_size": block, "n_blocks": n_blocks}
         name, way = f"transformers, blocks of {block}, {p}", f"blocks of {block}"
         found[name] = make(partial(_bert, max_len=block), way, p, BlocksTask, **options)
-        if setup.device.type == "cuda" and p == "bf16":
+        if p == "bf16" and (block == 128 or setup.device.type == "cuda"):
             compiled = partial(_compiled_bert, max_len=block)
-            found[f"{name}, compiled"] = make(compiled, way, p, BlocksTask, **options)
+            found[f"{name}, compiled"] = make(compiled, way, p, BlocksTask, warmup_steps=4, **options)
     found["transformers, fp32"] = make(_bert, "transformers", "fp32", TransformersTask, collate=collate)
     found["the study's way, fp32"] = make(_padded, "study", "fp32")
     return found
@@ -230,7 +232,7 @@ class TrainingRow:
     losses: list[float]  # of each step
     steps: int  # per turn
 
-
+# %% ../../nbs/bench/02_training.ipynb #29bac3e6
 def training_table(
     turns: dict[str, list[dict]],  # from `benchmark_training`
     compared: dict[str, Implementation],
@@ -323,7 +325,7 @@ def section_title(
     beside = ", beside full blocks" if section.get("blocks") else ""
     return f"{section['shape_name']}, {section['batch_size']} sentences{lengths}{beside}"
 
-
+# %% ../../nbs/bench/02_training.ipynb #e88e66dc
 def training_rows(
     result: dict,  # of a record
     section: str,  # its id, such as training_small_128
@@ -403,7 +405,7 @@ def pretrained_section(
         rows.append(work | seconds | {"tokens": store.n_tokens, "padding": 1 - store.n_tokens / cells})
     return {"rows": rows}
 
-
+# %% ../../nbs/bench/02_training.ipynb #772f675b
 def _time_encoder(
     run: Callable, plan: list[np.ndarray], trains: bool, device: torch.device
 ) -> float:  # seconds
@@ -418,7 +420,7 @@ def _time_encoder(
     synchronize(device)
     return time.perf_counter() - started
 
-
+# %% ../../nbs/bench/02_training.ipynb #b789f14c
 def pretrained_table(
     section: dict,  # of `pretrained_section`
 ) -> list[dict]:  # rows of a table

@@ -38,7 +38,7 @@ def study_command(argv: list[str]):
 
     run_quickstart(check_out(args.out), predict_seconds)
 
-
+# %% ../../nbs/commands/01_course.ipynb #f7393564
 def data_command(argv: list[str]):
     "Prepare, fetch or describe a corpus: a name, or the path of a file or folder."
     from tyro.conf import Positional
@@ -73,7 +73,7 @@ def data_command(argv: list[str]):
     print(f"{corpus.counts.total():>12,} sentences, {words:,} words\nleft out: {corpus.skipped}")
     print_notes(corpus.notes)
 
-
+# %% ../../nbs/commands/01_course.ipynb #c9303c7d
 def print_notes(
     notes: tuple[str, ...] | list[str],  # what decided something without being asked for
 ):
@@ -81,7 +81,7 @@ def print_notes(
     for note in notes:
         print(f"note: {note}")
 
-
+# %% ../../nbs/commands/01_course.ipynb #cb5e5a9f
 @contextlib.contextmanager
 def printing_record(
     path: Path,  # of the record
@@ -112,6 +112,7 @@ def pretrain_command(argv: list[str]):
 
         out: Path  # Folder of the run; the model will be in its folder model/.
         tensorboard: bool = False  # Write the history as it grows into the run's folder tensorboard/.
+        compile: bool = False  # Compile the model: a minute at first, then faster steps. For long runs.
         config: PretrainConfig = field(default_factory=PretrainConfig)
 
     args = parse_args(Pretrain, argv, "pretrain")
@@ -122,7 +123,8 @@ def pretrain_command(argv: list[str]):
             if not (args.out / "record.json").is_file():
                 line, seconds = announce_pretraining(args.config, default_device())
                 print(line, flush=True)
-        record, is_main = pretrain(args.config, args.out, args.tensorboard, seconds), get_rank() == 0
+        record = pretrain(args.config, args.out, args.tensorboard, args.compile, seconds)
+        is_main = get_rank() == 0
     if not is_main:
         return
     with printing_record(args.out / "record.json"):
@@ -171,7 +173,7 @@ def finetune_command(argv: list[str]):
     print_notes([cut] if cut else [])
     print(f"\nmodel: {args.out / 'model'}")
 
-
+# %% ../../nbs/commands/01_course.ipynb #782afa71
 def _announce_finetuning(model: Path, data, args) -> str:  # what is cut off the texts; empty if nothing is
     "Say how long a fine-tuning will take."
     from bertlab.bench.estimate import announce_finetuning
@@ -188,7 +190,7 @@ def _announce_finetuning(model: Path, data, args) -> str:  # what is cut off the
     cut = store.manifest["truncated"]
     return f"left out: the ends of {cut:,} texts beyond {max_len} tokens" if cut else ""
 
-
+# %% ../../nbs/commands/01_course.ipynb #8e4b519f
 def class_rows(
     record: dict,  # of a fine-tuning
 ) -> list[dict]:  # one row per class
@@ -202,7 +204,7 @@ def class_rows(
         rows.append({"class": name, "precision": precision, "recall": recall, "f1": f1, "texts": texts})
     return rows
 
-
+# %% ../../nbs/commands/01_course.ipynb #d5451ca9
 def fill_mask_command(argv: list[str]):
     "Predict the tokens at each [MASK] of a text."
     from tyro.conf import Positional
@@ -278,7 +280,7 @@ def predict_command(argv: list[str]):
         tmp_path.write_text(format_predictions(rows, out.suffix[1:]), encoding="utf8", newline="\n")
     print(f"{len(rows):,} texts: {out}")
 
-
+# %% ../../nbs/commands/01_course.ipynb #353c52f8
 def predict_rows(
     model: Path,  # folder of a classifier
     texts: list[str],
@@ -298,7 +300,7 @@ def predict_rows(
         rows.append({"text": text, "label": names[p.argmax()], **chances})
     return rows
 
-
+# %% ../../nbs/commands/01_course.ipynb #d134b198
 def format_predictions(
     rows: list[dict],  # from `predict_rows`
     format: str,  # table, csv or json
@@ -323,7 +325,7 @@ def _shorten(text: str, width: int = 60) -> str:
     line = " ".join(text.split()).replace("|", "\\|")
     return line if len(line) <= width else line[: width - 3] + "..."
 
-
+# %% ../../nbs/commands/01_course.ipynb #d5d0aec1
 def _write_submission(model: Path, path: Path, out: Path):
     "Classify Kaggle's test tweets."
     from bertlab.core.records import default_device
@@ -370,7 +372,7 @@ def _train_translator(argv: list[str]):
         rows = [{"system": name, **scores} for name, scores in record["result"].items()]
     print(f"{format_table(rows)}\n\nmodel: {args.out / 'model'}")
 
-
+# %% ../../nbs/commands/01_course.ipynb #a1d01e92
 def translate_command(argv: list[str]):
     "Translate sentences; or train a translator: translate train --corpus PATH --out DIR."
     if argv[:1] == ["train"]:
@@ -403,7 +405,7 @@ def translate_command(argv: list[str]):
     model, tokenizer = load_translator(args.model)
     print("\n".join(translate(model.to(default_device()), tokenizer, texts, args.num_beams)))
 
-
+# %% ../../nbs/commands/01_course.ipynb #830a2bce
 def export_command(argv: list[str]):
     "Write a model as a folder that `transformers` opens, with or without bertlab."
     from tyro.conf import Positional

@@ -59,7 +59,7 @@ def trials_command(argv: list[str]):
     size = args.seeds, args.jobs
     run_trials(args.names, args.scale, args.corpus or None, args.folder, *size, predict_seconds)
 
-
+# %% ../../nbs/commands/02_study.ipynb #d89363d1
 def tweets_command(argv: list[str]):
     "Compare all classifiers on the disaster tweets over grouped folds, then write a submission."
 
@@ -86,7 +86,7 @@ def tweets_command(argv: list[str]):
     names = {"records": "records", "model": "model", "submission": "submission.csv"}
     print("\n" + "\n".join(f"{name}: {args.out / file}" for name, file in names.items()))
 
-
+# %% ../../nbs/commands/02_study.ipynb #d0919bbb
 def sweep_command(argv: list[str]):
     "Run a sweep of the study: a grid of classifiers (FT.1 to FT.6), or the search for an encoder (P.4)."
     from tyro.conf import Positional
@@ -170,7 +170,7 @@ def bench_command(argv: list[str]):
         print(f"{title}\n{format_table(rows)}\n")
     print(f"{len(record['result'])} sections in {record['seconds']:.0f} s, {record['device']}")
 
-
+# %% ../../nbs/commands/02_study.ipynb #4789f429
 def plan_command(argv: list[str]):
     "Say what a pre-training would take before it is run: minutes, operations, memory; and how that grows."
     from bertlab.bench import estimate
@@ -219,7 +219,7 @@ def plan_command(argv: list[str]):
     grown = estimate.scaling_table(config, stats, rate, utilization)
     print(f"\n{format_table(sizes)}\n\n{format_table(grown)}")
 
-
+# %% ../../nbs/commands/02_study.ipynb #fbfb9dc2
 def corpus_states() -> dict[str, str]:
     "Which corpora are here, and what is missing for the others."
     from bertlab.core.files import cache_dir
@@ -239,7 +239,7 @@ def corpus_states() -> dict[str, str]:
         states[name] = "ready" if (corpora / name).is_dir() else f"missing: {first}bertlab data {name}"
     return states | dict.fromkeys(MANUAL_DATASETS, "needs an account; bertlab data NAME says where")
 
-
+# %% ../../nbs/commands/02_study.ipynb #9bb94747
 def _describe_mps() -> str:
     "Whether this torch can compute on Apple's GPU, and whether it does."
     import torch
@@ -252,7 +252,7 @@ def _describe_mps() -> str:
         return "none on this machine"
     return "used" if default_device().type == "mps" else "there, but it does not compute"
 
-
+# %% ../../nbs/commands/02_study.ipynb #926a5648
 def doctor_command(argv: list[str]):
     "Print versions, device, memory, disk and cache, in a form to paste into a bug report."
 

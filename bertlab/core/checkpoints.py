@@ -31,7 +31,7 @@ from .records import describe_differences, list_checkpoints
 # %% ../../nbs/core/07_checkpoints.ipynb #19d6c02a
 CHECKPOINT_FILES = ("model.safetensors", "optimizer.pt", "state.json", CHECKSUMS)
 
-
+# %% ../../nbs/core/07_checkpoints.ipynb #76d1ef6d
 def save_checkpoint(
     folder: str | Path,  # the run's folder; the checkpoint becomes checkpoints/step-00000123 in it
     model: nn.Module,
@@ -48,7 +48,7 @@ def save_checkpoint(
         write_checksums(tmp_path)
     return path
 
-
+# %% ../../nbs/core/07_checkpoints.ipynb #4176d8b2
 def prune_checkpoints(
     folder: str | Path,  # the run's folder
     keep: int,  # how many of the newest stay
@@ -64,7 +64,7 @@ def prune_checkpoints(
 class CheckpointMismatchError(BertlabError):
     "A whole checkpoint, but of some other run."
 
-
+# %% ../../nbs/core/07_checkpoints.ipynb #879d2cf4
 def _optimizer_state_matches(optimizers: list[torch.optim.Optimizer], states: list[dict]) -> bool:
     "Whether these are states of these optimisers: as many parameters, each of the right shape."
     try:
@@ -135,7 +135,7 @@ def _set_aside(path: Path, reason: str):
         f"{path.name} is damaged and is passed over (it is now {damaged.name}): {reason}", stacklevel=4
     )
 
-
+# %% ../../nbs/core/07_checkpoints.ipynb #7d03f2f2
 def _load_newest(
     folder: str | Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], initial: dict
 ) -> dict:

@@ -28,7 +28,7 @@ def _ray_token() -> str:
     "The secret that the Ray processes of this machine share."
     return secrets.token_hex(32)
 
-
+# %% ../../nbs/core/09_cluster.ipynb #f968a421
 @contextlib.contextmanager
 def _loopback_options(folder: Path):
     "How Ray is started on this machine: private, and on the loopback address only."
@@ -53,7 +53,7 @@ def _check_loopback(ray):
         hint = "Start a new process in which nothing else imports Ray, or choose --workers"
         raise BertlabError(f"Ray listens on {', '.join(sorted(found))}", hint=hint)
 
-
+# %% ../../nbs/core/09_cluster.ipynb #e851a2f5
 @contextlib.contextmanager
 def ray_session(
     address: str | None = None,  # of a running cluster; None starts Ray on this machine
@@ -80,7 +80,7 @@ def ray_session(
         finally:
             ray.shutdown()
 
-
+# %% ../../nbs/core/09_cluster.ipynb #a74e949c
 def _init(ray, options: dict, attempts: int = 2):
     "Start Ray, or join a cluster; on a busy machine it may need a second attempt."
     try:
@@ -105,7 +105,7 @@ def source_fingerprint() -> str:
         sha.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return sha.hexdigest()[:16]
 
-
+# %% ../../nbs/core/09_cluster.ipynb #ffffb1a3
 def _check_cluster(ray, gpus: float):
     "Refuse a cluster that cannot do the work, before it begins."
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -164,7 +164,7 @@ def run_with_ray(
             run_config=tune.RunConfig(**run),
         ).fit()
 
-
+# %% ../../nbs/core/09_cluster.ipynb #2959bb13
 def _trial_dirname(trial) -> str:
     "A short name for Tune's folder of a job."
     return trial.trial_id

@@ -115,7 +115,7 @@ def _nanum_gothic():  # a fontTools TTFont, None where it is not installed
 
     return TTFont(files[0], lazy=True)
 
-
+# %% ../../nbs/core/10_explorer.ipynb #77755314
 @lru_cache(maxsize=256)
 def _small_font(characters: str) -> str | None:  # base64 of a font file, None without NanumGothic
     "NanumGothic with these characters only, in milliseconds."
@@ -141,7 +141,7 @@ def _small_font(characters: str) -> str | None:  # base64 of a font file, None w
     builder.save(out)
     return base64.b64encode(out.getvalue()).decode()
 
-
+# %% ../../nbs/core/10_explorer.ipynb #e6048750
 def hangul_font_face(
     text: str,  # what will be shown
 ) -> str:  # a style element, empty where no Hangul occurs
@@ -207,7 +207,7 @@ def unknown_note(
     lost = tokens.count("[UNK]")
     return f" {lost} × [UNK]: characters that this tokenizer has never met." if lost else ""
 
-# %% ../../nbs/core/10_explorer.ipynb #4b447380
+# %% ../../nbs/core/10_explorer.ipynb #f18beb59
 def bars_html(
     rows: Sequence[tuple[str, float]],  # label, and a value from 0 to 1
     colour: str = PALETTE[0],
@@ -249,7 +249,7 @@ def _legend(labels: Sequence[str], strokes: Sequence[str]) -> str:
         entry.format(stroke.format(s) + html.escape(label)) for label, s in zip(labels, strokes, strict=True)
     )
 
-
+# %% ../../nbs/core/10_explorer.ipynb #d895a6d5
 def lines_svg(
     curves: dict[str, Sequence[tuple[float, ...]]],  # label -> points (x, y), or (x, y, low, high) of a band
     x_label: str,

@@ -76,7 +76,7 @@ def _sync(path: Path):
     finally:
         os.close(fd)
 
-
+# %% ../../nbs/core/01_files.ipynb #834e0382
 def _remove(path: Path):
     "Remove a file or a folder, if it is there."
     if path.is_dir() and not path.is_symlink():
@@ -95,7 +95,7 @@ def _replace(source: Path, target: Path):
                 raise
             time.sleep(0.05)
 
-
+# %% ../../nbs/core/01_files.ipynb #414c0b33
 def beside(
     path: str | Path,  # a file or folder
     suffix: str,  # of the hidden name
@@ -116,7 +116,7 @@ def _disk_error(e: Exception) -> str | None:
     found = re.search(r"I/O error: (.+) \(os error|inline_container|PytorchStreamWriter", str(e))
     return found and (found[1] or "the disk is full or cannot be written to")
 
-
+# %% ../../nbs/core/01_files.ipynb #c1eebd62
 def holds_only(
     *names: str,  # files that a folder may hold
 ) -> Callable[[Path], bool]:
@@ -150,7 +150,7 @@ def check_output(
             raise BertlabError(f"lies in the folder that the command reads ({source})", path, hint=hint)
     return Path(path)
 
-
+# %% ../../nbs/core/01_files.ipynb #c17930a5
 def check_folder(
     path: str | Path,  # where files will be written
 ) -> Path:
@@ -176,7 +176,7 @@ def _put_in_place(tmp_path: Path, path: Path):
         _replace(tmp_path, path)
     _sync(path.parent)
 
-
+# %% ../../nbs/core/01_files.ipynb #7c3162e6
 @contextlib.contextmanager
 def atomic_path(
     path: str | Path,  # the file or folder that is to appear
@@ -215,7 +215,7 @@ def write_json(
         # half of a surrogate pair, which UTF-8 does not know, becomes the JSON escape \udXXX
         tmp_path.write_bytes(text.encode("utf8", "backslashreplace"))
 
-
+# %% ../../nbs/core/01_files.ipynb #f1ab0ec9
 def read_json(
     path: str | Path,  # the file
 ):
@@ -234,7 +234,7 @@ def read_json(
     except (ValueError, RecursionError) as e:  # not UTF-8, not JSON, or JSON made to break readers
         raise BertlabError(f"is not JSON ({e})", path, hint="Delete it and make it again") from None
 
-
+# %% ../../nbs/core/01_files.ipynb #e0a2e6fa
 def read_json_object(
     path: str | Path,  # the file
     what: str,  # what it should be, such as "a run record"

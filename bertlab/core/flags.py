@@ -42,7 +42,7 @@ def field_help(
 # %% ../../nbs/core/11_flags.ipynb #de73923b
 _HIDDEN = ("vocab_size",)  # set from the tokenizer
 
-
+# %% ../../nbs/core/11_flags.ipynb #55b27542
 def _field_type(cls: type, f: Field):
     "The type of a field, as tyro wants it; what is given by its place is called by its name in the help."
     from typing import Annotated
@@ -55,7 +55,7 @@ def _field_type(cls: type, f: Field):
         return Annotated[hint, arg(metavar=f.name.upper())]
     return hint
 
-
+# %% ../../nbs/core/11_flags.ipynb #44fb83bb
 def _default(f: Field, parent):
     "The default of a field: its value in the object that is its parent's default, or its own."
     from tyro.constructors import MISSING_NONPROP
@@ -66,7 +66,7 @@ def _default(f: Field, parent):
         return f.default_factory()
     return MISSING_NONPROP if f.default is MISSING else f.default
 
-
+# %% ../../nbs/core/11_flags.ipynb #1378fc62
 def _fields_of(info):  # a tyro.constructors.StructTypeInfo
     "The flags of a dataclass; None for other types."
     from tyro.constructors import StructConstructorSpec, StructFieldSpec
@@ -90,7 +90,7 @@ def int_list(
         raise ValueError(f"{text!r} is not a list of whole numbers such as 3,4,5")
     return tuple(int(number) for number in text.split(","))
 
-
+# %% ../../nbs/core/11_flags.ipynb #560b495e
 def expand_path(
     text: str,
 ) -> Path:
@@ -102,7 +102,7 @@ def expand_path(
     except RuntimeError:
         raise ValueError(f"{text!r}: there is no such home folder") from None
 
-
+# %% ../../nbs/core/11_flags.ipynb #8a64a5aa
 def _number(kind: type):
     "A parser of int or float that says in plain words what is wrong."
     name = "whole number" if kind is int else "number"
@@ -179,7 +179,7 @@ def _wide_box(argv: Sequence[str]):
         if before is not None:
             os.environ["COLUMNS"] = before
 
-
+# %% ../../nbs/core/11_flags.ipynb #bc2c2f96
 def _registry():
     "The rules for fields and values."
     from tyro.constructors import ConstructorRegistry

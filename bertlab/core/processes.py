@@ -51,7 +51,7 @@ for attempt in range(3):
 shutil.rmtree(folder, ignore_errors=True)
 """
 
-
+# %% ../../nbs/core/08_processes.ipynb #05ababf6
 @contextlib.contextmanager
 def changed_environ(
     **variables,  # name = value
@@ -68,7 +68,7 @@ def changed_environ(
             else:
                 os.environ[name] = value
 
-
+# %% ../../nbs/core/08_processes.ipynb #a56c4f79
 @contextlib.contextmanager
 def watched_folder():
     "A private temporary folder; it goes, with all child processes, when the block or this process ends."
@@ -130,7 +130,7 @@ def run_with_processes(
         finally:
             joblib.externals.loky.get_reusable_executor().shutdown(wait=False, kill_workers=True)
 
-
+# %% ../../nbs/core/08_processes.ipynb #85f75f19
 def _ignore(result: dict):
     "Nobody asked for progress."
 

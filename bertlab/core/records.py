@@ -39,7 +39,7 @@ def flatten_config(
             flat[f"{prefix}{name}"] = value
     return flat
 
-
+# %% ../../nbs/core/03_records.ipynb #8dcb4be4
 def describe_differences(
     config: dict,  # as it is now
     known: dict,  # as it was
@@ -76,7 +76,7 @@ def _can_extend(config: dict, known: dict) -> bool:
 # %% ../../nbs/core/03_records.ipynb #e1889f51
 RUN_FORMAT = 1  # of a run's config.json
 
-
+# %% ../../nbs/core/03_records.ipynb #5b935b63
 def records_dir() -> Path:
     "Where records go: `$BERTLAB_RECORDS`, else the nearest `nbs/records` or `records`, else a new `records`."
     if os.environ.get("BERTLAB_RECORDS"):
@@ -95,7 +95,7 @@ def list_checkpoints(
     found = (Path(folder) / "checkpoints").glob("step-*")
     return sorted(p for p in found if re.fullmatch(r"step-\d{8}", p.name) and (p / "state.json").is_file())
 
-
+# %% ../../nbs/core/03_records.ipynb #961a056a
 def check_out(
     out: str | Path,  # where a command is to write its run
     *inputs: str | Path,  # models and data that it reads
@@ -121,7 +121,7 @@ def check_out(
         _read_run(out)
     return out
 
-
+# %% ../../nbs/core/03_records.ipynb #7bd60017
 def _read_run(folder: Path) -> dict:  # {"format": ..., "config": ..., "identity": ...}
     "What run a folder is; one of something else raises."
     run = read_json_object(folder / "config.json", "the config of a run", hint="Choose another folder")
@@ -144,7 +144,7 @@ def _read_record(folder: Path) -> dict | None:
         raise BertlabError("was edited after the run had written it", folder / "record.json", hint=hint)
     return record
 
-
+# %% ../../nbs/core/03_records.ipynb #307f83d4
 def _compare_run(folder: Path, run: dict, known: dict) -> bool:  # whether it is to be trained longer
     "Refuse a folder whose run differs from the one that is asked for."
     for name in sorted(run["identity"].keys() | known["identity"].keys()):
@@ -168,7 +168,7 @@ def _describe_run(config: dict, identity: dict | None) -> dict:
     run = {"format": RUN_FORMAT, "config": config, "identity": identity or {}}
     return json.loads(json.dumps(run))
 
-
+# %% ../../nbs/core/03_records.ipynb #6c54777c
 def find_record(
     folder: str | Path,  # where the run lives
     config: dict,  # all settings, JSON-able
@@ -182,7 +182,7 @@ def find_record(
         return None
     return _read_record(folder) if same else None
 
-
+# %% ../../nbs/core/03_records.ipynb #a71a27a0
 def check_settings(
     folder: str | Path,  # where the run lives, or is to live
     config: dict,  # all settings, JSON-able
@@ -193,7 +193,7 @@ def check_settings(
         known = _read_run(folder)
         _compare_run(folder, _describe_run(config, known["identity"]), known)
 
-
+# %% ../../nbs/core/03_records.ipynb #69e27f94
 def open_run(
     folder: str | Path,  # where the run lives
     config: dict,  # all settings, JSON-able
@@ -244,7 +244,7 @@ def _import_summary_writer():
         raise BertlabError("TensorBoard is not installed", hint=hint) from None
     return SummaryWriter
 
-
+# %% ../../nbs/core/03_records.ipynb #63bd26c9
 def events_dir(
     folder: str | Path,  # where the run lives
     wanted: bool,  # whether its history is to be watched with TensorBoard
@@ -255,7 +255,7 @@ def events_dir(
     _import_summary_writer()
     return Path(folder) / "tensorboard"
 
-
+# %% ../../nbs/core/03_records.ipynb #f3fc7492
 @contextlib.contextmanager
 def history_events(
     folder: str | Path | None,  # of the event files; None: write nothing
@@ -296,7 +296,7 @@ def _mps_works() -> bool:
     except RuntimeError:  # a virtual machine has the driver, but no GPU
         return False
 
-
+# %% ../../nbs/core/03_records.ipynb #d10e7cfb
 def device_name(
     device: torch.device,
 ) -> str:
@@ -305,7 +305,7 @@ def device_name(
         return torch.cuda.get_device_name(device)
     return "Apple GPU (MPS)" if device.type == "mps" else f"CPU, {torch.get_num_threads()} threads"
 
-
+# %% ../../nbs/core/03_records.ipynb #035f437f
 def _git_commit() -> str | None:
     "The commit that the package was run from, if it lies in a git checkout."
     here = Path(__file__).resolve().parent if "__file__" in globals() else Path.cwd()
@@ -344,7 +344,7 @@ class Provenance(TypedDict):
     versions: dict[str, str]  # of Python and the libraries that a number depends on
     device: str
 
-
+# %% ../../nbs/core/03_records.ipynb #a72eb8a1
 class RunRecord(Provenance):
     "The evidence of a finished run."
 
@@ -357,7 +357,7 @@ class RunRecord(Provenance):
     tokens_per_second: int | None
     history: list[dict]  # a row per evaluation
 
-
+# %% ../../nbs/core/03_records.ipynb #aecf78f8
 def provenance() -> Provenance:
     "Time, commit, versions and device, as they are now."
     return {

@@ -107,7 +107,7 @@ def format_table(
 # %% ../../nbs/core/06_reporting.ipynb #b536dd12
 SHORT_NAMES = {"d_model": "d", "heads": "h", "d_ff": "ff", "batch_size": "batch", "weight_decay": "wd"}
 
-
+# %% ../../nbs/core/06_reporting.ipynb #c0f5e032
 def describe_config(
     config: dict,  # of a row
 ) -> str:
@@ -118,7 +118,7 @@ def describe_config(
         if v != ""
     )
 
-
+# %% ../../nbs/core/06_reporting.ipynb #16aa4aba
 def runs_table(
     runs: Sequence[dict],  # of a sweep's record
 ) -> pd.DataFrame:
@@ -132,7 +132,7 @@ def runs_table(
         rows.append(settings | scores)
     return pd.DataFrame(rows)
 
-
+# %% ../../nbs/core/06_reporting.ipynb #5e20cac4
 def _finished(runs: Sequence[dict]) -> tuple[pd.DataFrame, list[str]]:
     "The runs that finished, and the settings in which they differ."
     table = runs_table(runs)

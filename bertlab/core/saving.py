@@ -131,7 +131,7 @@ def check_vocabulary(
 # %% ../../nbs/core/04_saving.ipynb #d4b1cdd2
 MODEL_COMMANDS = {"mlm": "fill-mask", "classifier": "predict", "translation": "translate"}
 
-
+# %% ../../nbs/core/04_saving.ipynb #3ada863a
 def find_model_folder(
     folder: str | Path,  # a model's folder, or the folder of the run that trained it
 ) -> Path:
@@ -142,7 +142,7 @@ def find_model_folder(
         return inner
     return folder
 
-
+# %% ../../nbs/core/04_saving.ipynb #d9979c20
 def read_config(
     path: Path,  # a model's config.json
     model_type: str,  # what the model must be

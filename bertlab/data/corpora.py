@@ -49,7 +49,7 @@ def _hash_file(path: Path) -> str:
             hasher.update(block)
     return hasher.hexdigest()
 
-
+# %% ../../nbs/data/04_corpora.ipynb #e7961c88
 def content_fingerprint(
     path: str | Path,  # a file of any size
 ) -> str:  # 16 hexadecimal digits
@@ -141,7 +141,7 @@ def _import_extra(name: str):
         problem = f"{name.partition('.')[0]} is not installed"
         raise BertlabError(problem, hint="Run: pip install 'bertlab[hub]'") from None
 
-
+# %% ../../nbs/data/04_corpora.ipynb #cecf22c3
 def _check_column(schema, column: str, path: Path):
     "Refuse a table without this column, or with something else than text in it."
     if schema.names.count(column) != 1:
@@ -152,7 +152,7 @@ def _check_column(schema, column: str, path: Path):
         problem = f"its column {column!r} holds {held}, not text"
         raise BertlabError(problem, path, hint=f"Choose a column of text: {path.name}:COLUMN")
 
-
+# %% ../../nbs/data/04_corpora.ipynb #f20a8399
 def _column_batches(path: Path, column: str, rows: int = 1024) -> Iterator:
     "Arrays of a column of a parquet or arrow file, some rows each."
     arrow = _import_extra("pyarrow")
@@ -172,7 +172,7 @@ def _column_batches(path: Path, column: str, rows: int = 1024) -> Iterator:
         array.validate(full=True)
         yield from (array.slice(start, rows) for start in range(0, len(array), rows))
 
-
+# %% ../../nbs/data/04_corpora.ipynb #c1e94aae
 def read_column(
     path: str | Path,  # .parquet or .arrow
     column: str = "text",
@@ -223,7 +223,7 @@ def _hub_errors(repo: str):
         )
         raise BertlabError(problem, hint=hint) from None
 
-
+# %% ../../nbs/data/04_corpora.ipynb #0e81eae8
 def _hub_revision(repo: str) -> tuple[str, Path]:  # the commit, and the file that remembers it
     "The commit of a data set that is read: the newest when it was first named, the same ever after."
     note = cache_dir() / "hub" / f"{fingerprint(repo)}.json"
@@ -235,7 +235,7 @@ def _hub_revision(repo: str) -> tuple[str, Path]:  # the commit, and the file th
     write_json(note, {"repo": repo, "revision": revision})
     return revision, note
 
-
+# %% ../../nbs/data/04_corpora.ipynb #b926f2ec
 def read_hub_column(
     repo: str,  # a data set on the hub, OWNER/NAME
     config: str | None,  # one of its configurations, if it has several
@@ -253,7 +253,7 @@ def read_hub_column(
             raise BertlabError(problem, hint=f"Say which column holds the text: hub:{repo}:COLUMN")
         yield from (row[column] for row in rows.select_columns([column]))
 
-
+# %% ../../nbs/data/04_corpora.ipynb #0ebbc308
 def _locate_hub(name: str) -> tuple[dict, list[str]]:
     "What identifies the text of a hub:OWNER/NAME:COLUMN, and a note on its version."
     if not (match := _HUB_NAME.fullmatch(name)):
@@ -338,7 +338,7 @@ def _known_name(name_or_path: str | Path) -> tuple[str, list[Path]] | None:
         return format, corpus_files(downloaded, FILE_SUFFIXES[format])
     return None
 
-
+# %% ../../nbs/data/04_corpora.ipynb #e7f28ed6
 def _split_column(name_or_path: str | Path) -> tuple[str | Path, str]:
     "The path and the column of table.parquet:column; a path that exists is nothing but a path."
     head, colon, column = str(name_or_path).rpartition(":")
@@ -348,7 +348,7 @@ def _split_column(name_or_path: str | Path) -> tuple[str | Path, str]:
             return table, column or "text"
     return name_or_path, "text"
 
-
+# %% ../../nbs/data/04_corpora.ipynb #205563b6
 def _locate(name_or_path: str | Path) -> tuple[str, list[Path], list[str]]:
     "The format, the files and the notes of a name or a path; a path that holds a corpus goes first."
     path, notes = Path(name_or_path).expanduser(), []
@@ -387,7 +387,7 @@ def _texts_of(source) -> Iterable[str]:
     is_table = hasattr(source, "column_names") or hasattr(source, "columns")
     return source["text"] if is_table else source
 
-
+# %% ../../nbs/data/04_corpora.ipynb #984ee9d7
 def _hash_texts(texts: Iterable[str | None]) -> str:
     "BLAKE2 of texts; a byte that UTF-8 does not know ends each."
     hasher = blake2b(digest_size=8)

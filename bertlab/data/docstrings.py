@@ -157,6 +157,8 @@ _ENTRIES = {
     "Returns",
     "Raises",
 }  # sections that list names, each with a description
+
+# %% ../../nbs/data/02_docstrings.ipynb #5d9fbc69
 _KEPT_DIRECTIVES = {
     "note",
     "warning",
@@ -168,6 +170,8 @@ _KEPT_DIRECTIVES = {
     "admonition",
     "rubric",
 }
+
+# %% ../../nbs/data/02_docstrings.ipynb #71a26a0f
 _UNDERLINE = re.compile(r"([-=~^#*+\"])\1{2,}$")
 _TABLE_LINE = re.compile(r"[|+]|[=-]{2,}( +[=-]{2,})+$")
 _DIRECTIVE = re.compile(r"\.\. +([\w-]+)::\s*(.*)")

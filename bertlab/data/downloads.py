@@ -29,7 +29,7 @@ def _write_lines(path: Path, lines: Iterable[str]):
         with io.TextIOWrapper(packed, encoding="utf8", errors="replace", newline="\n") as out:
             out.writelines(line + "\n" for line in lines)
 
-
+# %% ../../nbs/data/07_downloads.ipynb #5f4d2888
 def _hub_column(frame, name: str):
     "A column of a downloaded table; what is there instead, if it is missing."
     if name not in frame:
@@ -39,7 +39,7 @@ def _hub_column(frame, name: str):
         )
     return frame[name]
 
-
+# %% ../../nbs/data/07_downloads.ipynb #29bc4e68
 def _convert_pairs(frame, folder: Path):
     "OPUS: a column `translation` that holds {en, ko}."
     pairs = _hub_column(frame, "translation")
@@ -51,7 +51,7 @@ def _convert_pairs(frame, folder: Path):
     )
     _write_lines(folder / "pairs.tsv.zst", chain(["ko\ten"], map("\t".join, cells)))
 
-
+# %% ../../nbs/data/07_downloads.ipynb #dcadd922
 def _convert_documents(frame, folder: Path):
     "The Pile: columns `text` and, mostly, `meta`."
     texts = _hub_column(frame, "text")
@@ -61,7 +61,7 @@ def _convert_documents(frame, folder: Path):
     )
     _write_lines(folder / "documents.jsonl.zst", (json.dumps(d, ensure_ascii=False) for d in documents))
 
-
+# %% ../../nbs/data/07_downloads.ipynb #c50732c3
 def _convert_tweets(frame, folder: Path):
     "Kaggle's disaster tweets, as Kaggle writes them."
     for name in ("text", "target"):
@@ -120,7 +120,7 @@ def _verify(path: Path, sha256: str | None, blob_id: str):
             hint="Try again, from another network",
         )
 
-
+# %% ../../nbs/data/07_downloads.ipynb #dba8902a
 def _download(corpus: HubCorpus, folder: Path) -> Path:
     "Download the first file of a data set that fits its pattern, and check its hash."
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -166,7 +166,7 @@ def _read_hub_table(path: Path):
         problem = f"is not a table that can be read ({type(e).__name__})"
         raise BertlabError(problem, path.name, hint="Try again, or choose another corpus") from None
 
-
+# %% ../../nbs/data/07_downloads.ipynb #da26e5e6
 def print_anywhere(
     text: str,
 ):
@@ -174,7 +174,7 @@ def print_anywhere(
     encoding = getattr(sys.stdout, "encoding", None) or "utf8"
     print(text.encode(encoding, "backslashreplace").decode(encoding))
 
-
+# %% ../../nbs/data/07_downloads.ipynb #02f60bbe
 def download_corpus(
     name: str,  # a key of HUB_DATASETS or MANUAL_DATASETS
 ) -> Path | None:  # the folder that open_corpus reads; None when it has to be asked for

@@ -30,7 +30,7 @@ def _misfit(header: list[str], rows: list[tuple[int, list[str]]]) -> tuple[int, 
         return None
     return next(((row, cells) for row, cells in rows if len(cells) != width), None)
 
-
+# %% ../../nbs/data/05_labeled.ipynb #3606613b
 def read_frame(
     path: str | Path,  # .csv or .tsv, plain, .gz or .zst
 ) -> pd.DataFrame:  # of str; its index holds the row numbers, the header being row 1
@@ -81,7 +81,7 @@ def read_texts(
         raise BertlabError("there is no text", where, hint="Give texts, one per line")
     return texts
 
-
+# %% ../../nbs/data/05_labeled.ipynb #7d48a109
 def _piped_lines() -> list[str]:
     "The lines of standard input that are not blank."
     data = sys.stdin.buffer.read() if hasattr(sys.stdin, "buffer") else sys.stdin.read().encode()
@@ -162,7 +162,7 @@ def _column(frame: pd.DataFrame, names: Sequence[str], path) -> pd.Series:
         problem, hint = f"has no column {wanted} (it has {there})", "Name the columns text and label"
     raise BertlabError(problem, path, 1 if path is not None else None, hint)
 
-
+# %% ../../nbs/data/05_labeled.ipynb #60c1a535
 def _refuse(bad: pd.Series, problem: str, path):
     "Raise with the number of the first bad row: of the file, or from 1 for a table without a file."
     if bad.any():
@@ -170,7 +170,7 @@ def _refuse(bad: pd.Series, problem: str, path):
         row = at + 1 if path is None else int(bad.index[at])
         raise BertlabError(f"{problem} ({bad.sum()} such rows)", path, row, "Correct or remove the row")
 
-
+# %% ../../nbs/data/05_labeled.ipynb #1a8875b2
 def _strings(values: pd.Series) -> pd.Series:  # of str, as Python objects
     "Any column as strings that can be written as UTF-8."
     return pd.Series([replace_surrogates(str(v)) for v in values], index=values.index, dtype=object)
@@ -210,7 +210,7 @@ def _class_names(labels: pd.Series, positive: str | None, path) -> tuple[tuple[s
     other = names[1 - names.index(chosen)]
     return (other, chosen), [*_lookalikes(names), f"the positive class is {chosen!r} ({why})"]
 
-
+# %% ../../nbs/data/05_labeled.ipynb #34ecd4e0
 def validate_labels(
     frame: pd.DataFrame,  # columns text; label or target; optionally group
     names: Sequence[str] | None = None,  # the classes, if they are known; else all that occur
@@ -297,10 +297,10 @@ def tweet_inputs(
         f"{keyword} : {text}" if keyword else text for keyword, text in zip(tweets["keyword"], tweets["text"])
     ]
 
-
+# %% ../../nbs/data/05_labeled.ipynb #e6a8d66b
 BUILT_IN_DATA = {"default": library_classification_data, "word-order": word_order_data}
 
-
+# %% ../../nbs/data/05_labeled.ipynb #eec993ee
 def _table_frame(
     table,  # a DataFrame, or a data set of `datasets`
 ) -> pd.DataFrame:  # its columns text, label, target and group; numbers of classes become their names
@@ -321,7 +321,7 @@ def _table_frame(
             frame[name] = [classes[i] if i is not None and i >= 0 else None for i in table[name]]
     return frame
 
-
+# %% ../../nbs/data/05_labeled.ipynb #83dd2d6c
 def read_labeled(
     source,  # of `BUILT_IN_DATA`, the tweets' folder, a .csv or .tsv; a DataFrame, a data set of `datasets`
     positive: str | None = None,  # the class to look for, of two; None: chosen by name

@@ -166,7 +166,7 @@ def clean_tweet(
     "Undo HTML entities, write `url` for every link and `user` for every @name, and join the lines."
     return " ".join(MENTION.sub("user", URL.sub("url", html.unescape(text))).split())
 
-
+# %% ../../nbs/data/03_readers.ipynb #5886d1d8
 def read_tweet_texts(
     path: str | Path,  # a .csv with a column text
     skipped: SkipCounts | None = None,  # where to count empty texts
@@ -234,7 +234,7 @@ MAX_UNZIPPED = 4 * 2**30  # bytes of a workbook, unzipped; AI Hub's largest has 
 _CELL_REFERENCE = re.compile(rb"""\br=["']([A-Z]{1,3})([0-9]{1,7})["']""")
 _DAMAGED = "Download it again, or open it in a spreadsheet program and save it"
 
-
+# %% ../../nbs/data/03_readers.ipynb #a036a6b4
 @contextlib.contextmanager
 def _workbook_errors(path: Path):
     "Turn whatever a library raises on a workbook into a BertlabError; calamine's panics are no Exception."
@@ -246,7 +246,7 @@ def _workbook_errors(path: Path):
         reason = " ".join(str(e).split())[:200] or type(e).__name__
         raise BertlabError(f"is not a workbook that can be read ({reason})", path, hint=_DAMAGED) from None
 
-
+# %% ../../nbs/data/03_readers.ipynb #b5f9a01a
 def _column_number(letters: bytes) -> int:
     "A is 1, Z is 26, AA is 27."
     return sum((letter - 64) * 26**i for i, letter in enumerate(reversed(letters)))

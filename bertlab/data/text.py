@@ -222,7 +222,7 @@ def check_file(
         raise BertlabError(problem, path, hint="Save what comes out of it as a file")
     raise BertlabError("no such file", path, hint="Check the path")
 
-
+# %% ../../nbs/data/01_text.ipynb #61be7d12
 _MAGIC = {  # how files begin that are no text -> what they are, and the ending that says so
     b"\x1f\x8b": ("compressed by gzip", ".gz"),
     b"\x28\xb5\x2f\xfd": ("compressed by zstd", ".zst"),
@@ -242,7 +242,7 @@ def _check_magic(path: Path, start: bytes):
             hint = f"Let its name end in {suffix}" if suffix else "Unpack it, or save it as text"
             raise BertlabError(f"is {what}, not text", path, hint=hint)
 
-
+# %% ../../nbs/data/01_text.ipynb #bf3c569d
 def read_blocks(
     path: str | Path,  # a file; .gz and .zst are decompressed
 ) -> Iterator[bytes | None]:  # None where compressed data was damaged

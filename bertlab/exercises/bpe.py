@@ -10,13 +10,14 @@ import heapq
 import random
 from collections.abc import Callable
 from functools import lru_cache
+from unittest import mock
 
 from tokenizers import Tokenizer
 
+from .. import bpe
 from bertlab.bpe import (
     WORD_START,
     PairCounts,
-    apply_merge,
     learn_merges,
     tokenizer_merges,
     train_tokenizer,
@@ -97,19 +98,8 @@ def forgetful_merges(
     merges: int,  # how many to learn
 ) -> list[tuple[str, str]]:  # in the order in which they are learned
     "`learn_merges` with `ForgetfulPairCounts` in the place of `PairCounts`."
-    tokens = sorted({c for word in word_counts for c in word})
-    ids = {token: chr(i) for i, token in enumerate(tokens)}
-    table = str.maketrans(ids)
-    pairs = ForgetfulPairCounts([word.translate(table) for word in word_counts], list(word_counts.values()))
-    learned = {}
-    while len(learned) < merges and (pair := pairs.pop()):
-        left, right = (tokens[ord(c)] for c in pair)
-        if left + right not in ids:
-            ids[left + right] = chr(len(tokens))
-            tokens.append(left + right)
-        apply_merge(pairs, pair, ids[left + right])
-        learned[left, right] = True
-    return list(learned)
+    with mock.patch.object(bpe, "PairCounts", ForgetfulPairCounts):
+        return learn_merges(word_counts, merges)
 
 # %% ../../nbs/exercises/01_bpe.ipynb #0bdad44c
 def check_01c(

@@ -84,13 +84,13 @@ def _continue_naively(
         ids.append(token)
     return ids[len(start) :]
 
-
+# %% ../../nbs/exercises/13_decoder.ipynb #087ed7dd
 def _second_best(logp: Tensor) -> Tensor:
     "The second likeliest token of each row, where there is one."
     values, ids = logp.topk(2)
     return torch.where(values[:, 1].isfinite(), ids[:, 1], ids[:, 0])
 
-
+# %% ../../nbs/exercises/13_decoder.ipynb #f12a4fac
 def check_13c(
     complete: Callable[
         [CausalLM, list[int], int, Callable], list[int]

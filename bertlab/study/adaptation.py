@@ -116,7 +116,7 @@ def continue_pretraining(
 
     return run_or_load(folder, settings, work, identity)
 
-
+# %% ../../nbs/study/07_adaptation.ipynb #e0bd8012
 def _tapt_task(mlm: MaskedLM, tokenizer: Tokenizer, texts: list[str], train: TrainConfig) -> MLMTask:
     "Masked language modelling on texts, starting from a model."
     tokenizer, sides = split_punctuation(tokenizer), {"train": [], "valid": []}

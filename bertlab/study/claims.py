@@ -50,7 +50,7 @@ def claim_metrics(
         metrics[f"{lang}_bits_per_char"] = scores["bits_per_char"]
     return metrics
 
-
+# %% ../../nbs/study/04_claims.ipynb #ed266212
 UNITS = {"bits_per_char": "bits per character", "overfit_loss": "nats"}  # others: accuracy points
 
 
@@ -60,7 +60,7 @@ def unit_of(
     "The unit in which differences of a metric are given."
     return next((unit for name, unit in UNITS.items() if metric.endswith(name)), "accuracy points")
 
-
+# %% ../../nbs/study/04_claims.ipynb #1f193815
 def metric_values(
     side: Metric | float,  # of a claim
     records: Sequence[dict],  # of one scale
@@ -75,7 +75,7 @@ def metric_values(
 # %% ../../nbs/study/04_claims.ipynb #1abfdb26
 VERDICTS = ("reproduced", "not reproduced", "undecided", "not run")
 
-
+# %% ../../nbs/study/04_claims.ipynb #b356c0ab
 @dataclass(frozen=True)
 class Comparison:
     "Whether one side of a claim is greater than the next, with the evidence."
@@ -95,7 +95,7 @@ class Comparison:
         "Of the effect."
         return unit_of(next(side for side in (self.greater, self.less) if isinstance(side, Metric)).name)
 
-
+# %% ../../nbs/study/04_claims.ipynb #b069f830
 @dataclass(frozen=True)
 class ClaimResult:
     "What the records say of a claim."
@@ -117,7 +117,7 @@ def _standard_error(values: Sequence[Sequence[float]]) -> tuple[float, float]:  
     below = sum(variance**2 / freedom for variance, freedom in parts)
     return math.sqrt(total), total**2 / below if below else math.inf
 
-
+# %% ../../nbs/study/04_claims.ipynb #2ee4f75c
 def _seeds_needed(effect: float, values: Sequence[Sequence[float]], most: int = 100) -> str:
     "How many seeds per row would decide, if the means and their scatter stay as they are."
     variances = [statistics.variance(v) for v in values if len(v) > 1]
@@ -126,7 +126,7 @@ def _seeds_needed(effect: float, values: Sequence[Sequence[float]], most: int = 
             return f"about {n} seeds per row would decide"
     return f"more than {most} seeds per row would be needed"
 
-
+# %% ../../nbs/study/04_claims.ipynb #fb7d2e4d
 def test_comparison(
     greater: Metric | float,
     less: Metric | float,
@@ -149,7 +149,7 @@ def test_comparison(
         verdict, reason = "undecided", _seeds_needed(effect, values)
     return Comparison(greater, less, verdict, reason, means, effect, float(low), float(high), seeds)
 
-
+# %% ../../nbs/study/04_claims.ipynb #182a9fcc
 def test_claim(
     claim: Claim,
     records: Sequence[dict],  # of one scale
@@ -167,14 +167,14 @@ def trial_records(
     paths = sorted(Path(folder or records_dir()).glob(f"trial_{scale}_*.json"))
     return [read_json_object(path, "the record of a trial", keys) for path in paths]
 
-
+# %% ../../nbs/study/04_claims.ipynb #da6962ad
 def row_label(
     row: TrialRun,
 ) -> str:
     "The label of a row, with a mark if the study did not run it."
     return row.label + (" (ours)" if row.is_extension else "")
 
-
+# %% ../../nbs/study/04_claims.ipynb #febb4f0e
 def compare(
     trial_id: str,
     records: Sequence[dict],  # of one scale
@@ -191,7 +191,7 @@ def compare(
         rows.append(study | means | {"seeds": len(ran)} | cost)
     return pd.DataFrame(rows).set_index("id")
 
-
+# %% ../../nbs/study/04_claims.ipynb #47910efd
 def claims_table(
     results: Sequence[ClaimResult],
 ) -> list[dict]:
@@ -217,7 +217,7 @@ def claims_table(
 # %% ../../nbs/study/04_claims.ipynb #d173a9b9
 VERDICT_COLORS = {"reproduced": "C2", "not reproduced": "C1", "undecided": "C7"}
 
-
+# %% ../../nbs/study/04_claims.ipynb #ae4c5f14
 def plot_claims(
     results: Sequence[ClaimResult],
 ) -> Figure | None:  # None if nothing was run
@@ -278,7 +278,7 @@ def missing(
     command = f"bertlab trials run {trial_id} --scale {scale}{corpus}"
     return f"Not run at this scale: {', '.join(lacking)}. To run: {command}"
 
-
+# %% ../../nbs/study/04_claims.ipynb #42b23315
 def _draw_runs(ax, ran: Sequence[dict], panel: str, label: str, color: str):
     "The mean over seeds of a column of the histories, and the band between the lowest and the highest."
     rows = min(len(r["history"]) for r in ran)
@@ -288,7 +288,7 @@ def _draw_runs(ax, ran: Sequence[dict], panel: str, label: str, color: str):
     if len(ran) > 1:
         ax.fill_between(epochs, values.min(0), values.max(0), color=color, alpha=0.2, lw=0)
 
-
+# %% ../../nbs/study/04_claims.ipynb #edab78ed
 def plot_trial(
     trial_id: str,
     records: Sequence[dict],  # of one scale

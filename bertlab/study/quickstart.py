@@ -218,7 +218,7 @@ def study_figures(
     plt.close("all")
     return paths
 
-
+# %% ../../nbs/study/09_quickstart.ipynb #e1ff6f1d
 def plot_task(
     records: dict[str, dict],  # of the main job
     task: str,  # of `TASKS`

@@ -140,7 +140,7 @@ def at_scale(
         sentence_order=c.get("sentence_order", "shuffled"),
     )
 
-
+# %% ../../nbs/study/03_scales.ipynb #c4748dc6
 def find_scale(
     name: str,
 ) -> Scale:
@@ -149,7 +149,7 @@ def find_scale(
         raise BertlabError(f"no scale is called {name!r}", hint=f"Choose one of {', '.join(SCALES)}")
     return SCALES[name]
 
-
+# %% ../../nbs/study/03_scales.ipynb #c85455b0
 def find_row(
     row: TrialRun | str,  # or its id
 ) -> TrialRun:
@@ -188,7 +188,7 @@ def _rounded(value):
         return {k: _rounded(v) for k, v in value.items()}
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
-
+# %% ../../nbs/study/03_scales.ipynb #6bb14315
 def small_record(
     record: dict,  # from `pretrain`
     row: TrialRun,
@@ -215,7 +215,7 @@ def small_record(
         }
     )
 
-
+# %% ../../nbs/study/03_scales.ipynb #edf8533e
 def _spaced(n: int, at_most: int) -> list[float]:
     "Evenly spaced places among n, with the first and the last."
     return list(range(n)) if n <= at_most else [i * (n - 1) / (at_most - 1) for i in range(at_most)]
@@ -237,7 +237,7 @@ class TrialJob:
         "The file of its record."
         return record_path(self.row_id, self.scale, self.seed, self.folder)
 
-
+# %% ../../nbs/study/03_scales.ipynb #138b1901
 def _known_record(job: TrialJob, config: VariantConfig, corpus: str, identity: str) -> dict | None:
     "The record of a job that is done; one of other settings or another corpus is refused."
     if not job.path.is_file():
@@ -253,7 +253,7 @@ def _known_record(job: TrialJob, config: VariantConfig, corpus: str, identity: s
         problem = f"holds a run with other settings ({describe_differences(asdict(config), before)})"
     raise BertlabError(problem, job.path, hint="Move it away, or choose another folder")
 
-
+# %% ../../nbs/study/03_scales.ipynb #d8a2867c
 def _run_job(job: TrialJob, estimate: Callable | None = None) -> dict:  # the record
     "Run a job, or read its record if it is done."
     row, config = find_row(job.row_id), at_scale(job.row_id, job.size, job.corpus, job.seed)
@@ -271,7 +271,7 @@ def _run_job(job: TrialJob, estimate: Callable | None = None) -> dict:  # the re
         known = read_json(job.path)
     return known
 
-
+# %% ../../nbs/study/03_scales.ipynb #439f0b02
 def run_trial(
     row_id: str,  # such as T5.1
     scale: str = "mini",
@@ -298,7 +298,7 @@ def rows_of(
     ]
     return [row.id for row in chosen if row.is_runnable]
 
-
+# %% ../../nbs/study/03_scales.ipynb #30e3fa83
 def _try_job(
     estimate: Callable | None, job: TrialJob, report: Callable
 ) -> dict:  # {"record": ...} or {"diverged": ...}

@@ -280,7 +280,7 @@ def _read_result(path: Path, job: SweepJob) -> RunResult | None:
     path.replace(path.with_name(path.name + ".damaged"))
     return None
 
-
+# %% ../../nbs/study/05_sweeps.ipynb #9ee34d28
 def private_folder(
     path: str | Path,
 ) -> Path:
@@ -290,7 +290,7 @@ def private_folder(
     path.chmod(0o700)
     return path
 
-
+# %% ../../nbs/study/05_sweeps.ipynb #427a0ad5
 def choose_backend(
     workers: int | None,  # as in `run_jobs`
     address: str | None = None,
@@ -407,7 +407,7 @@ def _inputs_and_jobs(
     inputs, about = classifier_inputs(model, data, SCALE_OVERRIDES.get(scale, {"texts": None})["texts"])
     return inputs, [SweepJob(s, finetune_config(s, scale)) for s in settings], about
 
-
+# %% ../../nbs/study/05_sweeps.ipynb #38ed4371
 def run_sweep(
     row_id: str,  # FT.1 to FT.6, or P.4
     scale: str = "mini",
