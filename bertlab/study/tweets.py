@@ -79,7 +79,7 @@ class Method:
         [LabeledTexts, np.ndarray, np.ndarray], np.ndarray
     ]  # data, train, valid -> [valid, classes]
 
-# %% ../../nbs/study/08_tweets.ipynb #cbf3947a
+# %% ../../nbs/study/08_tweets.ipynb #2545bb83
 TFIDF_BASELINE = "TF-IDF words, characters + LR"
 
 
@@ -128,7 +128,7 @@ def bert_method(
 
     return Method(name, about, settings, run)
 
-# %% ../../nbs/study/08_tweets.ipynb #463a6b9e
+# %% ../../nbs/study/08_tweets.ipynb #ef99c7f4
 def random_encoder(
     config: EncoderConfig,
     seed: int,
@@ -138,7 +138,7 @@ def random_encoder(
         torch.manual_seed(seed)
         return Encoder(config)
 
-# %% ../../nbs/study/08_tweets.ipynb #4e7f7309
+# %% ../../nbs/study/08_tweets.ipynb #57614840
 def with_train(
     config: FinetuneConfig,
     **changes,  # fields of `TrainConfig`
@@ -173,7 +173,7 @@ def cross_validate(
             seconds += done["seconds"]
     return probabilities, seconds
 
-# %% ../../nbs/study/08_tweets.ipynb #5a820389
+# %% ../../nbs/study/08_tweets.ipynb #f279e357
 def _do_fold(method: Method, data: LabeledTexts, train: np.ndarray, valid: np.ndarray, path: Path) -> dict:
     "One fold: read, or computed and written with a checksum."
     if not path.is_file():
@@ -255,7 +255,7 @@ BEST_CONFIG = FinetuneConfig(
     train=TrainConfig("adamw", lr=3e-4, schedule="wsd", epochs=3, batch_size=64, precision="bf16"),
 )
 
-# %% ../../nbs/study/08_tweets.ipynb #f25c16d2
+# %% ../../nbs/study/08_tweets.ipynb #6f1a3371
 def bert_methods(
     model: str | Path,  # the folder of a pre-trained model
     adapted: str | Path,  # of the same model after `continue_pretraining`
@@ -278,7 +278,7 @@ def bert_methods(
     methods.append(bert_method("random", fresh, model, BEST_CONFIG, random=True))
     return methods + other_methods(other_models or {})
 
-# %% ../../nbs/study/08_tweets.ipynb #1358e071
+# %% ../../nbs/study/08_tweets.ipynb #6e31a029
 ELSEWHERE = "pre-trained elsewhere"
 
 
@@ -300,12 +300,12 @@ def other_methods(
             methods.append(bert_method(f"whole, read {name}", about, folder, BEST_CONFIG))
     return methods
 
-# %% ../../nbs/study/08_tweets.ipynb #36a4c95a
+# %% ../../nbs/study/08_tweets.ipynb #03059885
 def elsewhere_config() -> FinetuneConfig:
     "`BEST_CONFIG` with the small steps that a model with long pre-training needs; fixed beforehand."
     return with_train(BEST_CONFIG, lr=1e-4, batch_size=32, warmup_epochs=0.3)
 
-# %% ../../nbs/study/08_tweets.ipynb #599f0bad
+# %% ../../nbs/study/08_tweets.ipynb #b8bea522
 def model_name(
     model: str | Path,  # as `locate_model` takes it
 ) -> str:
@@ -315,7 +315,7 @@ def model_name(
     folder = locate_model(model).resolve()
     return folder.parent.name if folder.name == "model" else folder.name
 
-
+# %% ../../nbs/study/08_tweets.ipynb #93a09b31
 def model_origin(
     model: str | Path,  # as `locate_model` takes it
 ) -> dict:
@@ -361,7 +361,7 @@ def average_methods(
         methods.append(_known_method(name, "half words and letters, half BERT", members, half))
     return methods
 
-# %% ../../nbs/study/08_tweets.ipynb #9b572e9f
+# %% ../../nbs/study/08_tweets.ipynb #ebc2a9fe
 def _known_method(name: str, about: str, members: list, probabilities: np.ndarray) -> Method:
     "A method whose probabilities are there."
 
