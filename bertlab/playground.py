@@ -207,11 +207,12 @@ def playground_models(
 # %% ../nbs/16_playground.ipynb #8f978a1f
 @lru_cache(maxsize=1)
 def _tiny_models() -> tuple[dict[str, MaskedLM], Tokenizer]:
-    "Two layers, trained for some seconds on the first sentences of the default corpus, kept as they grow."
-    texts = list(islice((text for text, _ in open_corpus("default")), 4000))
-    tokenizer = train_tokenizer(texts, 600)
+    "Two layers, trained for some seconds on short sentences of the default corpus, kept as they grow."
+    short = (text for text, _ in open_corpus("default") if len(text) < 50)
+    texts = list(islice(short, 6000))
+    tokenizer = train_tokenizer(texts, 500)
     train = TrainConfig(
-        "muon", lr=6e-3, schedule="wsd", decay_fraction=0.5, epochs=3, batch_size=64, evals_per_epoch=2
+        "muon", lr=6e-3, schedule="wsd", decay_fraction=0.5, epochs=4, batch_size=64, evals_per_epoch=2
     )
     encoder = EncoderConfig(d_model=96, heads=4, d_ff=256, layers=2, max_len=128)
     config = PretrainConfig(encoder=encoder, train=train, eval_sentences=200)
