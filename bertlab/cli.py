@@ -24,6 +24,7 @@ COMMANDS = {
     "translate": course.translate_command,
     "export": course.export_command,
     "trials": study.trials_command,
+    "recipe": study.recipe_command,
     "sweep": study.sweep_command,
     "tweets": study.tweets_command,
     "bench": study.bench_command,

@@ -46,7 +46,7 @@ def _definitions(source: str) -> tuple[dict[str, ast.stmt], list[ast.stmt]]:
 def _names(node: ast.AST) -> set[str]:
     return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
 
-# %% ../nbs/17_export.ipynb #386f3f7d
+# %% ../nbs/17_export.ipynb #7418c1cb
 def modeling_source() -> str:
     "The one modelling file: the three models and all of bertlab that they need, without bertlab."
     own = (
@@ -85,36 +85,56 @@ def modeling_source() -> str:
     return "\n\n\n".join([title, "\n".join(imports), *blocks]) + "\n"
 
 # %% ../nbs/17_export.ipynb #da64a3d7
+_BERTLAB = "[bertlab](https://github.com/bertlab/bertlab)"
+
+
+def _provenance(saved: dict, task: str) -> str:
+    "What a model is, and where its weights come from."
+    extra, config = saved.get("extra", {}), saved["config"]
+    shape = config.get("encoder", config)
+    size = (
+        f"{shape['layers']} layers, width {shape['d_model']}, {shape['heads']} heads, "
+        f"vocabulary {shape['vocab_size']:,}"
+    )
+    if task == "fill-mask":
+        corpus = extra.get("corpus", {}).get("name", "not recorded")
+        return f"A masked language model, pre-trained with {_BERTLAB}: {size}.\n\nTrained on: {corpus}."
+    start = extra.get("starts_from", {})
+    name = f"`{start['name']}`" if start else "not recorded"
+    if start.get("elsewhere"):
+        name += ", which was not pre-trained with bertlab; the license of its authors holds for its weights"
+    if start.get("random"):
+        name = f"random weights, shaped like {name}"
+    classes = ", ".join(config["labels"])
+    return (
+        f"A classifier of texts, fine-tuned with {_BERTLAB}: a CNN head on an encoder of {size}.\n\n"
+        f"Pre-trained model: {name}.\n\nClasses: {classes}."
+    )
+
+
 def model_card(
     name: str,
     saved: dict,  # the model's config.json
     task: str,  # fill-mask or text-classification
 ) -> str:
     "A README for the exported folder, from the run that made the model."
-    extra, shape = saved.get("extra", {}), saved["config"].get("encoder", saved["config"])
-    corpus, result = extra.get("corpus", {}), extra.get("result", {})
+    result = saved.get("extra", {}).get("result", {})
     scores = result if isinstance(result, dict) else {}
     lines = [f"| {key} | {value:.3f} |" for key, value in scores.items() if isinstance(value, float)]
     table = "\n".join(["| score (validation) | |", "| --- | ---: |", *lines]) if lines else ""
     text = "returns a [MASK] of strings." if task == "fill-mask" else "a text to classify"
     example = f'pipeline("{task}", "{name}", trust_remote_code=True)("{text}")'
-    about = (
-        f"A Transformer encoder trained with [bertlab](https://github.com/bertlab/bertlab): "
-        f"{shape['layers']} layers, width {shape['d_model']}, {shape['heads']} heads, "
-        f"vocabulary {shape['vocab_size']:,}."
-    )
     trust = (
         "`trust_remote_code=True` runs `modeling_bertlab.py` from this folder; read it first. It is not\n"
         "needed where bertlab is installed: `import bertlab.interop` registers the same classes.\n"
     )
     return (
         f"---\nlibrary_name: transformers\npipeline_tag: {task}\ntags: [bertlab]\n---\n\n"
-        f"# {name}\n\n{about}\n\n"
-        f"Trained on: {corpus.get('name', 'not recorded')}.\n\n{table}\n\n"
+        f"# {name}\n\n{_provenance(saved, task)}\n\n{table}\n\n"
         f"```python\nfrom transformers import pipeline\n\n{example}\n```\n\n{trust}"
     )
 
-# %% ../nbs/17_export.ipynb #d10b04f5
+# %% ../nbs/17_export.ipynb #70b36079
 def export_model(
     folder: str | Path,  # a masked language model or a classifier of bertlab's, or its run
     to: str | Path,  # the new folder
@@ -186,7 +206,7 @@ class PaddedModel(nn.Module):
         logits = self.head.out(torch.cat(pooled, 1))
         return torch.cat([torch.zeros_like(logits), logits], 1) if logits.shape[1] == 1 else logits
 
-# %% ../nbs/17_export.ipynb #3c21a28b
+# %% ../nbs/17_export.ipynb #c388d9ba
 def export_onnx(
     model: MaskedLM | Classifier,
     path: str | Path,  # the .onnx file

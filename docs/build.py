@@ -3,6 +3,7 @@
 A warning is an error: a dead link between notebooks, a missing picture or a heading that skips a level fails.
 """
 
+import base64
 import importlib
 import inspect
 import re
@@ -14,6 +15,8 @@ from pathlib import Path
 import nbformat
 from fastcore.docments import docments
 from nbformat import NotebookNode
+
+from bertlab.core.explorer import hangul_font_face
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS, SRC, SITE = ROOT / "nbs", ROOT / "_docs" / "src", ROOT / "_docs" / "html"
@@ -56,8 +59,12 @@ def fold(cell: NotebookNode):
     "Fold a part of a solution away; headings with what is asked, and the way on, stay open."
     if cell.cell_type == "code":
         cell.metadata["tags"] = [*cell.metadata.get("tags", []), "hide-cell"]
-    elif not cell.source.startswith(("#", "Next:")):
-        cell.source = f"<details><summary>Explanation</summary>\n\n{cell.source}\n\n</details>"
+    elif not cell.source.startswith(("# ", "Next:")):
+        parts = cell.source.split("\n\n")
+        n_open = 2 if parts[0].startswith("#") else 0  # the heading, and what is asked
+        if folded := "\n\n".join(parts[n_open:]):
+            folded = f"<details><summary>Explanation</summary>\n\n{folded}\n\n</details>"
+        cell.source = "\n\n".join(filter(None, [*parts[:n_open], folded]))
 
 
 def tidy(
@@ -96,6 +103,21 @@ def toctree(caption: str, pages: list[str]) -> str:
     return "\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", "", *pages, "```"])
 
 
+def write_hangul_font():
+    "A font with the Hangul of all pages, for machines that have none."
+    pages = [p for p in SRC.rglob("*") if p.suffix in (".ipynb", ".md")]
+    face = hangul_font_face("".join(p.read_text(encoding="utf8") for p in pages))  # with the font inside
+    if inside := re.search(r"data:font/ttf;base64,([^)]+)", face):
+        (SRC / "_static" / "hangul.ttf").write_bytes(base64.b64decode(inside[1]))
+        face = face.replace(inside[0], "hangul.ttf")
+    (SRC / "_static" / "hangul.css").write_text(re.sub("</?style>", "", face), encoding="utf8")
+
+
+def type_name(annotation) -> str:
+    "An annotation as code, without the modules that its names come from."
+    return re.sub(r"\b(?:\w+\.)+(?=\w)", "", inspect.formatannotation(annotation)).replace("|", "\\|")
+
+
 def docment_table(obj) -> str:
     "The parameters and the result of a callable as a table."
     rows = ["| | type | default | |", "| --- | --- | --- | --- |"]
@@ -103,7 +125,7 @@ def docment_table(obj) -> str:
     for name, facts in docments(obj, full=True, returns=True).items():
         if name == "self" or (name == "return" and facts.anno is empty and not facts.docment):
             continue
-        kind = "" if facts.anno is empty else f"`{inspect.formatannotation(facts.anno)}`".replace("|", "\\|")
+        kind = "" if facts.anno is empty else f"`{type_name(facts.anno)}`"
         default = "" if facts.get("default", empty) is empty else f"`{facts.default!r}`".replace("|", "\\|")
         text = re.sub(r"([\[\]|<>_*])", r"\\\1", " ".join((facts.docment or "").split()))
         rows.append(f"| {'**returns**' if name == 'return' else f'`{name}`'} | {kind} | {default} | {text} |")
@@ -166,6 +188,7 @@ def write_sources():
     index = tidy(nbformat.read(NBS / "index.ipynb", as_version=4))
     index.cells.append(nbformat.v4.new_markdown_cell("\n\n".join(navigation)))
     nbformat.write(index, SRC / "index.ipynb")
+    write_hangul_font()
 
 
 if __name__ == "__main__":

@@ -18,17 +18,19 @@ nb_merge_streams = True
 nb_render_markdown_format = "gfm"  # tables that a cell prints
 myst_enable_extensions = ["dollarmath", "amsmath", "attrs_inline", "colon_fence"]
 myst_heading_anchors = 3
+toc_object_entries_show_parents = "hide"
 suppress_warnings = ["mystnb.unknown_mime_type"]  # widgets, which stand beside their static picture
 
 html_theme = "sphinx_book_theme"
 html_title = "bertlab"
-html_static_path = ["_static"]
-html_css_files = ["bertlab.css"]
+html_static_path = ["../_docs/src/_static"]  # ours, and the font that build.py adds
+html_css_files = ["bertlab.css", "hangul.css"]
 html_theme_options = {
     "repository_url": ini["DEFAULT"]["git_url"],
     "use_repository_button": True,
     "use_download_button": True,
     "home_page_in_toc": True,
+    "navbar_persistent": [],  # the sidebar has the search already
     "show_navbar_depth": 1,
     "show_toc_level": 2,
 }

@@ -541,3 +541,50 @@ def test_a_finetuning_is_known_by_its_labels_and_groups(home, capsys, change):
         header, rows = header + ",group", [f"{row},{i % 9}" for i, row in enumerate(rows)]
     (home / "d.csv").write_text("\n".join([header, *rows]))
     assert "holds a run on another data" in fails(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "data",
+        "pretrain --out new --corpus",
+        "finetune --model mlm --out new --data",
+        "predict clf --file",
+        "translate train --out new --corpus",
+        "sweep FT.1 --model mlm --workers 1 --folder new --data",
+        "plan --corpus",
+    ],
+)
+def test_a_home_folder_that_nobody_has_is_one_line(home, capsys, words):
+    told = fails(capsys, *words.split(), "~nobody-has-this-name/x")
+    assert "no such file" in told and "~nobody-has-this-name/x" in told
+
+
+def test_records_of_a_home_folder_that_nobody_has(home, capsys, monkeypatch):
+    monkeypatch.setenv("BERTLAB_RECORDS", "~nobody-has-this-name/x")
+    assert cli.main(["trials", "list", "T1"]) == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["pretrain --out", "finetune --model mlm --out new --data", "export mlm --to", "bench --out", "data"],
+)
+def test_a_nul_character_is_one_line(home, capsys, words):
+    assert "NUL character" in fails(capsys, *words.split(), "a\0b")
+
+
+@pytest.mark.parametrize("words", ["bench --out", "trials run T1.1 --folder", "sweep P.4 --folder"])
+def test_a_name_too_long_to_write_to_is_told_before_the_work(home, capsys, words):
+    assert "too long" in fails(capsys, *words.split(), "x" * 300)
+
+
+def test_a_section_that_the_bench_does_not_have_is_told_before_the_work(home, capsys, monkeypatch):
+    monkeypatch.setattr("bertlab.bench.pipeline.prepare_data", None)
+    told = fails(capsys, "bench", "--out", "new", "--only", "launch", "no-such-section")
+    assert "no section is called" in told and "no-such-section" in told and "Choose from" in told
+
+
+def test_a_batch_beyond_all_measure_is_one_line(home, capsys):
+    for command in ("pretrain --corpus text.txt --out new", "plan --corpus text.txt"):
+        told = fails(capsys, *command.split(), "--batch-size", 2**31)
+        assert "batch_size" in told and "Choose at most" in told

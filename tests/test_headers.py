@@ -91,3 +91,35 @@ def test_colab_cell_installs_from_the_repository_and_keeps_torch(monkeypatch, tm
     assert pip[1:4] == ["-m", "pip", "install"] and what == f"{tmp_path}/bertlab[course,interop,translate]"
     assert (tmp_path / "constraints.txt").read_text() == f"torch=={version('torch')}"
     assert pip[pip.index("--constraint") + 1] == str(tmp_path / "constraints.txt")
+
+
+LATER = {  # sections that the index leaves for later; of attention all from the first to the last, but one
+    "01_bpe": ["## Encoding a corpus"],
+    "05_attention": [
+        "## What a batch costs",
+        "## Group by group",
+        "## On the GPU",
+        "## One function for all",
+    ],
+    "07_mlm": ["## A BERT from elsewhere"],
+}
+
+
+def test_two_hours_of_reading_are_enough_to_train_a_bert_that_fills_blanks():
+    minutes = 0
+    for name in ("01_bpe", "04_masking", "05_attention", "06_encoder", "07_mlm", "09_pretraining"):
+        sections, later = {"": []}, ["## Exercises", *LATER.get(name, [])]
+        for cell in headers.body(nbformat.read(headers.NBS / f"{name}.ipynb", as_version=4)):
+            if cell.cell_type == "markdown" and cell.source.startswith("## "):
+                sections[cell.source.splitlines()[0]] = []
+            list(sections.values())[-1].append(cell)
+        assert set(later) < set(sections), name
+        read = [cell for title, cells in sections.items() if title not in later for cell in cells]
+        minutes += headers.count_words(read) / headers.WORDS_PER_MINUTE
+        minutes += headers.count_code_lines(read) / headers.LINES_PER_MINUTE
+    index = nbformat.read(headers.NBS / "index.ipynb", as_version=4)
+    paths = " ".join(" ".join(cell.source.split()) for cell in index.cells)
+    assert all(
+        title.removeprefix("## ") in paths for title in ("## Encoding a corpus", "## What a batch costs")
+    )
+    assert minutes <= 120, f"{minutes:.0f} minutes"

@@ -53,24 +53,72 @@ def classifier_folder(tokenizer, shape, tmp_path_factory):
     return export.export_model(folder, folder.with_name("exported"))
 
 
-ALONE = """
+WITHOUT_BERTLAB = """
 import json, sys
 class Nothing:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] == "bertlab": raise ImportError("bertlab is not here")
 sys.meta_path.insert(0, Nothing())
+try:
+    import bertlab
+    sys.exit("bertlab can be imported")
+except ImportError:
+    pass
+"""
+RUN_PIPELINE = """
 from transformers import pipeline
 kind, folder, text = sys.argv[1:]
 print(json.dumps(pipeline(kind, model=folder, trust_remote_code=True)(text)))
 """
+TRAIN = """
+import transformers
+auto, folder, to, texts = sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:]
+model = getattr(transformers, auto).from_pretrained(folder, trust_remote_code=True)
+tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+data = [{"input_ids": ids} for ids in tokenizer(texts)["input_ids"] * 8]
+if auto == "AutoModelForMaskedLM":
+    collator = transformers.DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.3)
+else:
+    data = [row | {"labels": i % 2} for i, row in enumerate(data)]
+    collator = transformers.DataCollatorWithPadding(tokenizer)
+arguments = transformers.TrainingArguments(
+    to + "-checkpoints", max_steps=12, learning_rate=1e-2, report_to=[], disable_tqdm=True, logging_steps=4,
+    per_device_train_batch_size=16, use_cpu=True, save_strategy="no",
+)
+trainer = transformers.Trainer(model, arguments, collator, data, processing_class=tokenizer)
+trainer.train()
+trainer.save_model(to)
+again = getattr(transformers, auto).from_pretrained(to, trust_remote_code=True)
+assert all((w == again.state_dict()[name]).all() for name, w in trainer.model.state_dict().items())
+print(json.dumps([row["loss"] for row in trainer.state.log_history if "loss" in row]))
+"""
 
 
-def run_without_bertlab(kind: str, folder: Path, text: str):
+def run_without_bertlab(script: str, *words, cwd: Path):
+    "What a script prints last, in a process in which bertlab cannot be imported."
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", ALONE, kind, str(folder), text]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=folder, timeout=120)
+    command = [sys.executable, "-c", WITHOUT_BERTLAB + script, *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("auto", ["AutoModelForMaskedLM", "AutoModelForSequenceClassification"])
+def test_trainer_and_saving_again_without_bertlab(auto, mlm_folder, classifier_folder, tmp_path):
+    is_mlm = auto == "AutoModelForMaskedLM"
+    folder, to = mlm_folder if is_mlm else classifier_folder, tmp_path / "again"
+    losses = run_without_bertlab(TRAIN, auto, folder, to, *TEXTS, cwd=tmp_path)
+    assert losses[-1] < losses[0]
+    source = to / "modeling_bertlab.py"  # so the new folder is one to pass on, too
+    assert source.read_text(encoding="utf8") == (folder / "modeling_bertlab.py").read_text(encoding="utf8")
+    task, text = ("fill-mask", "returns a [MASK] of strings") if is_mlm else ("text-classification", TEXTS[0])
+    found = run_without_bertlab(RUN_PIPELINE, task, to, text, cwd=tmp_path)
+    assert np.isfinite([guess["score"] for guess in found]).all()
+    registered = transformers.pipeline(
+        task, model=str(to), device="cpu"
+    )  # here bertlab's own classes open it
+    assert type(registered.model).__module__ == "bertlab.interop"
+    assert registered(text)[0]["score"] == pytest.approx(found[0]["score"], abs=1e-5)
 
 
 def test_an_exported_model_fills_masks_without_bertlab(mlm_folder, tokenizer):
@@ -78,7 +126,7 @@ def test_an_exported_model_fills_masks_without_bertlab(mlm_folder, tokenizer):
 
     model, _ = load_model(mlm_folder.with_name("model"))
     text = "returns a [MASK] of strings"
-    found = run_without_bertlab("fill-mask", mlm_folder, text)
+    found = run_without_bertlab(RUN_PIPELINE, "fill-mask", mlm_folder, text, cwd=mlm_folder)
     expected = fill_mask(model, tokenizer, text, 5)[0]
     assert [guess["token"] for guess in found] == [tokenizer.token_to_id(token) for token, _ in expected]
     assert np.allclose([guess["score"] for guess in found], [p for _, p in expected], atol=1e-5)
@@ -88,9 +136,9 @@ def test_an_exported_classifier_classifies_without_bertlab(classifier_folder, to
     from bertlab.finetuning import load_classifier
 
     model, _ = load_classifier(classifier_folder.with_name("model"))
-    found = run_without_bertlab("text-classification", classifier_folder, TEXTS[0])[0]
-    p = classify(model, tokenizer, [TEXTS[0]])
-    p = np.asarray(getattr(p, "probabilities", p))[0]
+    task = "text-classification"
+    found = run_without_bertlab(RUN_PIPELINE, task, classifier_folder, TEXTS[0], cwd=classifier_folder)[0]
+    p = classify(model, tokenizer, [TEXTS[0]])[0]
     assert found["label"] == ("no", "yes")[p.argmax()] and abs(found["score"] - p.max()) < 1e-5
 
 
@@ -157,7 +205,78 @@ def test_an_export_never_overwrites(mlm_folder, tmp_path):
     assert (tmp_path / "thesis.txt").read_text() == "three years of work"
 
 
-@pytest.mark.parametrize("changes", [{}, {"positions": "rotary", "activation": "geglu", "norm": "post"}])
+def test_a_batch_with_an_empty_text(mlm_folder, classifier_folder):
+    ids, mask = torch.randint(5, 40, (3, 6)), torch.ones(3, 6, dtype=torch.long)
+    mask[1] = 0
+    for auto, folder in (
+        (transformers.AutoModelForMaskedLM, mlm_folder),
+        (transformers.AutoModelForSequenceClassification, classifier_folder),
+    ):
+        model = auto.from_pretrained(folder).eval()
+        with torch.no_grad():
+            found, alone = model(ids, mask).logits, model(ids[:1], mask[:1]).logits
+        assert torch.isfinite(found).all() and torch.allclose(found[0], alone[0], atol=1e-5)
+
+
+MODEL_CARDS = {  # what a model's config says of its run -> what the card must say, and what it must not
+    "mlm": ({"corpus": {"name": "rain.txt"}}, "Trained on: rain.txt", "Classes"),
+    "ours": (
+        {"starts_from": {"name": "mine", "elsewhere": False, "random": False}, "result": {"accuracy": 0.75}},
+        "Pre-trained model: `mine`.\n",
+        "license of its authors",
+    ),
+    "elsewhere": (
+        {"starts_from": {"name": "klue/roberta-small", "elsewhere": True}},
+        "`klue/roberta-small`, which was not pre-trained with bertlab; the license of its authors",
+        "random weights",
+    ),
+    "random": (
+        {"starts_from": {"name": "mine", "elsewhere": False, "random": True}},
+        "random weights, shaped like `mine`",
+        "license of its authors",
+    ),
+    "unknown": ({}, "Pre-trained model: not recorded.", "license of its authors"),
+}
+
+
+@pytest.mark.parametrize("kind", list(MODEL_CARDS))
+def test_the_model_card_says_where_the_weights_come_from(kind, tokenizer, shape, tmp_path):
+    extra, said, unsaid = MODEL_CARDS[kind]
+    if kind == "mlm":
+        save_model(MaskedLM(shape), tokenizer, tmp_path / "m", extra)
+    else:
+        save_classifier(Classifier(shape, ("no", "yes")).eval(), tokenizer, tmp_path / "m", extra)
+    card = (export.export_model(tmp_path / "m", tmp_path / "e") / "README.md").read_text(encoding="utf8")
+    assert said in card and unsaid not in card and card.startswith("---\nlibrary_name: transformers\n")
+    assert str(tmp_path) not in card
+    assert ("| accuracy | 0.750 |" in card) == (kind == "ours")
+
+
+FOREIGN_SHAPE = {  # what a BERT from elsewhere becomes
+    "positions": "learned", "norm": "post", "embedding_norm": True, "embedding_scale": False, "activation": "gelu"
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", [{}, FOREIGN_SHAPE])
+def test_onnx_of_an_encoder_at_any_batch_and_length(tokenizer, shape, changes, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+    model = MaskedLM(replace(shape, **changes)).eval()
+    session = onnxruntime.InferenceSession(export.export_onnx(model, tmp_path / "e.onnx"))
+    for lengths in ([1], [64], [5, 1, 9], [64, 2, 30, 7, 1]):
+        ids = [torch.randint(5, shape.vocab_size, (n,)) for n in lengths]
+        padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
+        mask = torch.arange(padded.shape[1]) < torch.tensor(lengths)[:, None]
+        feed = {"input_ids": padded.numpy(), "attention_mask": mask.long().numpy()}
+        with torch.no_grad():
+            expected = model.encoder(torch.cat(ids), Layout.from_lengths(lengths))
+        assert np.abs(session.run(None, feed)[0][mask.numpy()] - expected.numpy()).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"positions": "rotary", "activation": "geglu", "norm": "post"}, FOREIGN_SHAPE]
+)
 def test_onnx_gives_the_same_numbers_at_any_length(tokenizer, shape, changes, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

@@ -1,6 +1,7 @@
 """Labelled tables: read as they are written, checked row by row, split as asked."""
 
 import csv
+import unicodedata
 
 import numpy as np
 import pandas as pd
@@ -305,3 +306,52 @@ def test_a_positive_class_is_one_of_two(table):
 def test_labels_with_spaces_around_them_are_told(table):
     data = read_labeled(table("text,label\na, x\nb,x\nc,y\n"))
     assert data.names == ("x", "y") and "the spaces around some labels do not count" in data.notes
+
+
+# ---------------------------------------------------------------- what the eye does not see
+
+
+@pytest.mark.parametrize(
+    "twin",
+    [
+        "yes\u200b",  # zero-width space
+        "\ufeffyes",  # byte order mark, inside the file
+        "y\u00ades",  # soft hyphen
+        "\u202ayes\u202c",  # a direction and its end
+        "yes\u2060",  # word joiner
+    ],
+)
+def test_labels_that_look_alike_are_refused_with_their_row(table, twin):
+    content = f"text,label\nfire,yes\nsong,no\nsmoke,{twin}\nbread,no\n"
+    assert_error(lambda: read_labeled(table(content)), "row 4", ascii(twin), "'yes'", "Correct or remove")
+
+
+@pytest.mark.parametrize(
+    "one, other", [("긍정", unicodedata.normalize("NFD", "긍정")), ("not ok", "not\xa0ok")]
+)
+def test_labels_in_two_forms_of_unicode_or_with_two_kinds_of_spaces_are_refused(table, one, other):
+    content = f"text,label\nfire,{one}\nsong,no\nsmoke,{other}\n"
+    assert_error(lambda: read_labeled(table(content)), "row 4", "looks like")
+
+
+def test_a_text_or_label_of_invisible_characters_is_empty(table):
+    content = "text,label\nfire,yes\n\u200b,no\nsong,no\n"
+    assert_error(lambda: read_labeled(table(content)), "row 3", "the text is empty")
+    content = "text,label\nfire,yes\nsong,\u200b\nsong two,no\n"
+    assert_error(lambda: read_labeled(table(content)), "row 3", "the label is missing")
+
+
+@pytest.mark.parametrize("one, other", [("1", "1.0"), ("1E5", "100000"), ("1", "１"), ("TRUE", "True")])
+def test_labels_that_mean_the_same_to_others_are_named(table, one, other):
+    data = read_labeled(table(f"text,label\nfire,{one}\nsong,0\nsmoke,{other}\n"))
+    assert len(data.names) == 3 and any("different classes" in note for note in data.notes)
+
+
+def test_texts_with_two_labels_are_counted(table):
+    rows = "fire,yes\nsong,no\nfire,no\nfire,no\nbread,no\nbread,yes\n"
+    assert "texts with more than one label: 2" in read_labeled(table(f"text,label\n{rows}")).notes
+
+
+def test_a_blank_group_is_empty(table):
+    content = "text,label,group\nfire,yes,a\nsong,no, \n"
+    assert_error(lambda: read_labeled(table(content)), "row 3", "the group is empty")

@@ -86,9 +86,32 @@ def byte_tokenizer() -> Tokenizer:
     return tokenizer
 
 
+def klue_tokenizer(special: list[str]) -> Tokenizer:
+    "Korean WordPiece: cased, its accents kept, the special tokens in the model's own order."
+    learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    learner.normalizer = normalizers.BertNormalizer(lowercase=False, strip_accents=False)
+    learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(vocab_size=220, special_tokens=special, show_progress=False)
+    learner.train_from_iterator([*TEXTS, *KOREAN * 3], trainer)
+    learner.post_processor = processors.BertProcessing(
+        *((token, learner.token_to_id(token)) for token in ("[SEP]", "[CLS]"))
+    )
+    return learner
+
+
+def klue_bert_tokenizer() -> Tokenizer:
+    return klue_tokenizer(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
+
+
+def klue_roberta_tokenizer() -> Tokenizer:
+    return klue_tokenizer(["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]"])
+
+
 KINDS = {
     "bert": (transformers.BertConfig, transformers.BertModel, wordpiece_tokenizer),
     "roberta": (transformers.RobertaConfig, transformers.RobertaModel, byte_tokenizer),
+    "klue-bert": (transformers.BertConfig, transformers.BertModel, klue_bert_tokenizer),
+    "klue-roberta": (transformers.RobertaConfig, transformers.RobertaModel, klue_roberta_tokenizer),
 }
 
 
@@ -142,7 +165,7 @@ def hidden_states(folder: Path, model, texts: list[str], max_len: int) -> torch.
 def test_features_are_those_of_transformers(kind, d, heads, layers, tmp_path):
     theirs = make_folder(kind, tmp_path, d, heads, layers)
     encoder, tokenizer = load_encoder(tmp_path)
-    assert encoder.config.max_len == (42 if kind == "bert" else 40)
+    assert encoder.config.max_len == (40 if "roberta" in kind else 42)
     store = in_memory_store(TEXTS, tokenizer, encoder.config.max_len)
     found = FeatureCache(tmp_path / "features").get(encoder, store, layers)
     expected = hidden_states(tmp_path, theirs, TEXTS, encoder.config.max_len)
@@ -181,6 +204,40 @@ def test_old_names_and_prefixes_are_read(tmp_path):
 
 
 # ---------------------------------------------------------------- the tokenizer
+
+
+def klue_folder(kind: str, folder: Path):
+    "A folder as KLUE's are: RoBERTa or BERT with a vocab.txt for `BertTokenizer`; and its model."
+    model = make_folder(kind, folder)
+    vocabulary = json.loads((folder / "tokenizer.json").read_text(encoding="utf8"))["model"]["vocab"]
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.txt").write_text(
+        "\n".join(sorted(vocabulary, key=vocabulary.get)) + "\n", encoding="utf8"
+    )
+    roles = {f"{role}_token": f"[{role.upper()}]" for role in ("cls", "sep", "pad", "unk", "mask")}
+    settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": False, "strip_accents": False} | roles
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return model
+
+
+@pytest.mark.parametrize("kind", ["klue-bert", "klue-roberta"])
+def test_the_remedy_for_a_vocabulary_in_a_text_file_works(kind, tmp_path):
+    theirs, texts = klue_folder(kind, tmp_path), [*KOREAN, "RoBERTa와 BERT, Déjà vu", "뷁"]
+    with pytest.raises(BertlabError, match="AutoTokenizer.from_pretrained") as error:
+        load_encoder(tmp_path)
+    remedy = str(error.value).partition("Write it anew: ")[2].rstrip(".")
+    before = transformers.AutoTokenizer.from_pretrained(tmp_path)(texts)["input_ids"]
+    exec(remedy, {"AutoTokenizer": transformers.AutoTokenizer, "FOLDER": str(tmp_path)})
+    encoder, tokenizer = load_encoder(tmp_path)
+    ids, _ = encode_texts(texts, tokenizer, 40)
+    assert ids.tolist() == [i for row in before for i in row]
+    assert tokenizer.encode("Songs").ids != tokenizer.encode("songs").ids  # not lower-cased
+    assert tokenizer.encode("뷁").tokens == ["[CLS]", "[UNK]", "[SEP]"]
+    assert "##" in " ".join(tokenizer.encode("수도는집에").tokens)
+    with torch.no_grad():
+        expected = torch.cat([theirs(torch.tensor([i])).last_hidden_state[0] for i in before])
+    found = encode_features(encoder, in_memory_store(texts, tokenizer, 40), encoder.config.layers)
+    assert (found - expected).abs().max() < 1e-5
 
 
 def test_the_tokenizer_is_used_as_it_is(elsewhere):
@@ -261,6 +318,8 @@ def test_commands_finetune_predict_and_export(elsewhere, data, tmp_path, capsys)
     out = capsys.readouterr().out
     row = json.loads(out[out.index("[\n") :])[0]
     assert main(["export", str(run), "--to", str(tmp_path / "exported")]) == 0
+    card = (tmp_path / "exported" / "README.md").read_text(encoding="utf8")
+    assert f"`{elsewhere.name}`, which was not pre-trained with bertlab" in card
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "exported")
     model, own = load_classifier(run)
     ids = [e.ids for e in own.encode_batch(TEXTS)]

@@ -67,9 +67,7 @@ def reference_runs(start, tmp_path_factory):
     (workdir / "text.txt").write_text("\n".join(toy_lines()), encoding="utf8")
     letters = [a + b for a in "abcdefghij" for b in "klmno"]
     rows = [
-        f"the {thing} {name} is {state},{thing}"
-        for name in letters
-        for thing, state in zip(things, states)
+        f"the {thing} {name} is {state},{thing}" for name in letters for thing, state in zip(things, states)
     ]
     (workdir / "labels.csv").write_text("\n".join(["text,label", *rows]), encoding="utf8")
     took = {}

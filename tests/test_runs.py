@@ -252,6 +252,20 @@ def test_a_wsd_run_cannot_be_trained_longer_and_says_why(tmp_path):
     assert contents(tmp_path / "run") == before
 
 
+def test_a_finished_run_without_its_model_goes_on_from_its_last_checkpoint(tmp_path):
+    def work(folder):
+        for name in ("checkpoints/step-00000001", "model"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        write_json(folder / "checkpoints/step-00000001/state.json", {})
+        return RECORD
+
+    run = tmp_path / "run"
+    run_or_load(run, CONFIG, work, IDENTITY)
+    assert run_or_load(run, CONFIG, no_work, IDENTITY) == RECORD
+    (run / "model").rmdir()
+    assert run_or_load(run, CONFIG, work, IDENTITY) == RECORD and (run / "model").is_dir()
+
+
 def test_epochs_without_a_schedule_are_a_setting_like_any_other(tmp_path):
     run_or_load(tmp_path / "run", {"epochs": 1}, lambda folder: RECORD)
     with pytest.raises(BertlabError, match=r"other settings \(epochs: 2, was 1\)"):

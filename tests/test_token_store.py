@@ -251,7 +251,9 @@ def test_what_is_cut_is_counted(tokenizer, tmp_path, monkeypatch):
     data = prepare_data(DataConfig(str(path), merges=50, valid_fraction=0.2), max_len=16)
     read = [text for text, _ in open_corpus(str(path))]
     lengths = np.array([len(data.tokenizer.encode(cut_long_words(text)[0]).ids) for text in read])
-    total = {name: data.corpus["train"][name] + data.corpus["valid"][name] for name in token_store.COUNT_NAMES}
+    total = {
+        name: data.corpus["train"][name] + data.corpus["valid"][name] for name in token_store.COUNT_NAMES
+    }
     assert total["sentences"] == len(read)
     assert total["truncated"] == (lengths > 16).sum()
     assert total["truncated_tokens"] == np.maximum(lengths - 16, 0).sum()

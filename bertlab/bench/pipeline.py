@@ -430,6 +430,9 @@ def run_bench(
     "Measure what is not yet measured, and keep the record."
     device = default_device()
     path, sections = Path(folder) / f"bench_{device.type}.json", sections or bench_sections(device)
+    if unknown := [prefix for prefix in only if not any(name.startswith(prefix) for name in sections)]:
+        problem = f"no section is called {', '.join(unknown)}"
+        raise BertlabError(problem, hint=f"Choose from: {', '.join(sections)}")
     corpus = prepare_data(DataConfig(), 256).corpus
     about = run_record("bench", {"sections": list(sections)}, corpus, [], {})
     record = read_json(path) if path.is_file() and not fresh else None
@@ -437,10 +440,6 @@ def run_bench(
     same = isinstance(record, dict) and all(record.get(k) == about[k] for k in keys)
     done = record["result"] if same else {}
     wanted = [name for name in sections if (name.startswith(tuple(only)) if only else name not in done)]
-    if only and not wanted:
-        raise BertlabError(
-            f"no section is called {', '.join(only)}", hint=f"Choose from: {', '.join(sections)}"
-        )
     for name in wanted:
         section, seconds = _timed(sections[name], device=device)
         print(f"{name}: {seconds:.0f} s", flush=True)

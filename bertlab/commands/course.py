@@ -12,6 +12,7 @@ import contextlib
 import csv
 import io
 import json
+import os
 import sys
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -162,7 +163,7 @@ def finetune_command(argv: list[str]):
     if not 0 < args.valid < 1:
         problem = f"valid is {args.valid}, the fraction of the texts to evaluate on"
         raise BertlabError(problem, hint="Choose a number between 0 and 1")
-    source = "default" if args.data == "default" else Path(args.data).expanduser()
+    source = "default" if args.data == "default" else Path(os.path.expanduser(args.data))
     check_run_folder(args.out, args.model, source)
     data = read_labeled(source, args.positive or None)
     print_notes(data.notes)

@@ -157,6 +157,8 @@ def check_output_folder(
     "Refuse a path that is a file, or leads through one."
     path = Path(path).expanduser()
     real = Path(os.path.realpath(path))
+    if any(len(os.fsencode(name)) > MAX_NAME_BYTES for name in real.parts):
+        raise BertlabError("has a name that is too long", path, hint="Choose another path")
     existing = next(p for p in (real, *real.parents) if os.path.lexists(p))
     if not existing.is_dir():
         raise BertlabError("is a file, where a folder is needed", existing, hint="Choose another path")

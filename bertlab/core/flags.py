@@ -198,6 +198,10 @@ def parse_args(
     "The object that some words describe; a mistake is a `BertlabError` in one line, `--help` a `SystemExit`."
     import tyro
 
+    if any("\0" in word for word in argv):
+        raise BertlabError(
+            "an argument holds a NUL character", hint="Check what the shell or script puts there"
+        )
     box, options = io.StringIO(), (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
     program = f"bertlab {command}"
     try:

@@ -80,7 +80,7 @@ RUN_FORMAT = 1  # of a run's config.json
 def records_dir() -> Path:
     "Where records go: `$BERTLAB_RECORDS`, else the nearest `nbs/records` or `records`, else a new `records`."
     if os.environ.get("BERTLAB_RECORDS"):
-        return Path(os.environ["BERTLAB_RECORDS"]).expanduser()
+        return Path(os.path.expanduser(os.environ["BERTLAB_RECORDS"]))
     here = Path.cwd()
     found = (
         p / name for p in [here, *here.parents] for name in ("nbs/records", "records") if (p / name).is_dir()
@@ -101,7 +101,7 @@ def check_run_folder(
     *inputs: str | Path,  # models and data that it reads
 ) -> Path:
     "Refuse a folder for a run that is a model's, that holds the command's input, or that is none."
-    out = Path(out).expanduser()
+    out = Path(os.path.expanduser(out))
     real, hint = Path(os.path.realpath(out)), "Choose a new folder"
     existing = next(path for path in (real, *real.parents) if path.exists())
     if not existing.is_dir():
@@ -109,7 +109,7 @@ def check_run_folder(
     if real == Path(real.anchor):
         raise BertlabError("is not a folder that a run can live in", out, hint=hint)
     for source in inputs:
-        path = Path(os.path.realpath(Path(source).expanduser()))
+        path = Path(os.path.realpath(os.path.expanduser(source)))
         if path.exists() and (path in (real, *real.parents) or real == path.parent):
             if path.is_dir() or path == real:
                 raise BertlabError(f"holds what the command reads ({source})", out, hint=hint)
@@ -136,6 +136,8 @@ def _read_record(folder: Path) -> dict | None:
     "The record of a run, if it has one."
     if not (folder / "record.json").exists():
         return None
+    if list_checkpoints(folder) and not (folder / "model").is_dir():
+        return None  # its model was removed: made again from the last checkpoint
     hint = "Delete it: the run is finished from its last checkpoint"
     keys = ("kind", "result", "history")
     record = read_json_object(folder / "record.json", "a run record", keys, hint=hint)

@@ -342,8 +342,8 @@ def _known_name(name_or_path: str | Path) -> tuple[str, list[Path]] | None:
 def _split_column(name_or_path: str | Path) -> tuple[str | Path, str]:
     "The path and the column of table.parquet:column; a path that exists is nothing but a path."
     head, colon, column = str(name_or_path).rpartition(":")
-    table = Path(head).expanduser()
-    if colon and not Path(name_or_path).expanduser().exists() and table.exists() and head:
+    table = Path(os.path.expanduser(head))
+    if colon and not os.path.exists(os.path.expanduser(name_or_path)) and table.exists() and head:
         if detect_format(table) == "table":
             return table, column or "text"
     return name_or_path, "text"
@@ -351,7 +351,7 @@ def _split_column(name_or_path: str | Path) -> tuple[str | Path, str]:
 # %% ../../nbs/data/04_corpora.ipynb #205563b6
 def _locate(name_or_path: str | Path) -> tuple[str, list[Path], list[str]]:
     "The format, the files and the notes of a name or a path; a path that holds a corpus goes first."
-    path, notes = Path(name_or_path).expanduser(), []
+    path, notes = Path(os.path.expanduser(name_or_path)), []
     if not str(name_or_path).strip():
         raise BertlabError("no corpus is named", hint="Give a path, or choose default or messages")
     named = isinstance(name_or_path, str) and (name_or_path in BUILT_IN or not path.exists())

@@ -7,6 +7,7 @@ __all__ = ['POSITIVE_NAMES', 'NEGATIVE_NAMES', 'TWEET_CLASSES', 'BUILT_IN_DATA',
            'positive_class', 'validate_labels', 'read_tweets', 'label_conflicts', 'tweet_inputs', 'read_labeled']
 
 # %% ../../nbs/data/05_labeled.ipynb #c1294fc4
+import os
 import re
 import sys
 import unicodedata
@@ -20,7 +21,7 @@ import pandas as pd
 from ..core.files import BertlabError
 from .docstrings import library_classification_data, word_order_data
 from .readers import clean_tweet, read_table, table_delimiter
-from .text import check_file, near_duplicate_key, read_lines, replace_surrogates
+from .text import check_file, near_duplicate_key, normalize, read_lines, replace_surrogates
 
 # %% ../../nbs/data/05_labeled.ipynb #f32ed461
 def _misfit(header: list[str], rows: list[tuple[int, list[str]]]) -> tuple[int, list[str]] | None:
@@ -65,7 +66,7 @@ def read_texts(
     if source == "-":
         texts = _piped_lines()
     elif name.endswith((".csv", ".tsv", ".tab")):
-        frame = read_frame(Path(source).expanduser())
+        frame = read_frame(os.path.expanduser(source))
         if "text" not in frame:
             there = ", ".join(map(repr, frame.columns[:12]))
             hint = "Name the column with the texts: text"
@@ -75,7 +76,7 @@ def read_texts(
         hint = "Save it as a .csv with a column text, or as a .txt with a text per line"
         raise BertlabError("is neither a table nor lines of text", source, hint=hint)
     else:
-        texts = [line for _, line in read_lines(Path(source).expanduser()) if line.strip()]
+        texts = [line for _, line in read_lines(os.path.expanduser(source)) if line.strip()]
     if not any(text.strip() for text in texts):
         where = None if source == "-" else source
         raise BertlabError("there is no text", where, hint="Give texts, one per line")
@@ -184,13 +185,34 @@ def _label_strings(labels: pd.Series) -> pd.Series:  # of str
 
 
 def _lookalikes(names: Sequence[str]) -> list[str]:
-    "A note on classes whose names differ only in case, in spaces or in the form of a character."
+    "A note on classes whose names differ only in case, in the form of a character or of a number."
     alike: dict[str, list[str]] = {}
     for name in names:
-        alike.setdefault(" ".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
+        key = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+        if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", key):
+            key = str(float(key))
+        alike.setdefault(key, []).append(name)
     return [
         f"{' and '.join(map(repr, same))} are different classes" for same in alike.values() if len(same) > 1
     ]
+
+# %% ../../nbs/data/05_labeled.ipynb #a0706bf6
+def _visible(name: str) -> str:
+    "A class name as it looks: composed, without characters that are invisible, one space between words."
+    characters = unicodedata.normalize("NFC", name)
+    return " ".join("".join(c for c in characters if unicodedata.category(c) != "Cf").split())
+
+
+def _refuse_twins(labels: pd.Series, path):
+    "Raise if two labels look the same and are not."
+    first: dict[str, str] = {}
+    for name in labels.unique():
+        first.setdefault(_visible(name), name)
+    twins = labels.map(lambda name: first[_visible(name)] != name)
+    if twins.any():
+        twin = labels[twins].iloc[0]
+        other = first[_visible(twin)]
+        _refuse(labels == twin, f"the label {twin!a} looks like {other!a}, and is another one", path)
 
 # %% ../../nbs/data/05_labeled.ipynb #630be52c
 def _class_names(labels: pd.Series, positive: str | None, path) -> tuple[tuple[str, ...], list[str]]:
@@ -221,22 +243,25 @@ def validate_labels(
 ) -> LabeledTexts:
     "Check a table of texts and labels: no text empty, no label missing or unknown, at least two classes."
     texts, labels = _column(frame, ["text"], path), _column(frame, ["label", "target"], path)
-    _refuse(texts.isna() | (_strings(texts).str.strip() == ""), "the text is empty", path)
-    _refuse(labels.isna() | (_strings(labels).str.strip() == ""), "the label is missing", path)
+    _refuse(texts.isna() | (_strings(texts).map(normalize) == ""), "the text is empty", path)
+    _refuse(labels.isna() | (_strings(labels).map(_visible) == ""), "the label is missing", path)
     spellings = set(_strings(labels))
     texts, labels, notes = _strings(texts), _label_strings(labels), []
     if labels.nunique() < 2:
         problem = "all texts have one label" if len(frame) else "there is no text"
         raise BertlabError(problem, path, hint="Add texts of another class")
     if names is None:
+        _refuse_twins(labels, path)
         names, notes = _class_names(labels, positive, path)
+    if doubled := int((labels.groupby(texts.to_numpy()).nunique() > 1).sum()):
+        notes.append(f"texts with more than one label: {doubled:,}")
     if len({spelling.strip() for spelling in spellings}) < len(spellings):
         notes.append("the spaces around some labels do not count")
     unknown = ~labels.isin(names)
     _refuse(unknown, f"the label {''.join(labels[unknown][:1])!r} is none of {', '.join(names)}", path)
     if "group" in frame:
         groups = frame["group"]
-        _refuse(groups.isna() | (groups.astype(str) == ""), "the group is empty", path)
+        _refuse(groups.isna() | (groups.astype(str).str.strip() == ""), "the group is empty", path)
         notes.append(
             f"the column 'group' decides what stays together in splits ({groups.nunique():,} groups)"
         )
@@ -334,7 +359,7 @@ def read_labeled(
     )
     if named:
         return replace(validate_labels(BUILT_IN_DATA[source](), positive=positive), notes=())
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     path = path / "train.csv" if path.is_dir() else path
     if not path.exists():
         raise BertlabError(

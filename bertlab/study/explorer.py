@@ -128,7 +128,8 @@ def explore_trials(
         return Explorer(lambda: f"<p>{html.escape(str(problem))}</p>")
     known = {r["row_id"] for found in records.values() for r in found}
     names = {f"{row.id} {row_label(row)}": row for row in ROWS.values() if row.id in known}
-    first = set(rows_of(rows)) & known or {min(known)}
+    trial = next(iter(TRIALS[t] for t in TRIALS if known & set(rows_of([t]))))  # if none of the rows was run
+    first = set(rows_of(rows)) & known or known & {row.id for row in trial.rows}
 
     @lru_cache
     def judge(claim: Claim, scale: str) -> ClaimResult:

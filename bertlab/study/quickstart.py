@@ -33,7 +33,7 @@ from bertlab.evaluation import (
 from ..finetuning import FinetuneConfig, finetune, save_classifier
 from ..mlm import fill_mask, load_encoder, load_model, locate_model
 from ..pretraining import PretrainConfig, pretrain
-from .tweets import random_encoder
+from .tweets import model_origin, random_encoder
 from ..text_cnn import HeadConfig
 from ..token_store import DataConfig, prepare_data
 from ..training import TrainConfig
@@ -62,7 +62,8 @@ def run_finetuning(
         encoder = encoder.to(default_device())
         done = finetune(encoder, tokenizer, data, train, held_out, config, folder=folder, tensorboard=board)
         scores = classification_scores(data.labels[held_out], done.probabilities)
-        save_classifier(done.model.cpu(), tokenizer, folder / "model", extra={"result": scores})
+        extra = {"result": scores, "starts_from": model_origin(model) | {"random": random}}
+        save_classifier(done.model.cpu(), tokenizer, folder / "model", extra)
         result = evaluate_classifier(data, train, held_out, done.probabilities, random)
         facts = {"model": start, "parameters": count_parameters(done.model)}
         return run_record("finetuning", settings, about, done.history, result, **facts)

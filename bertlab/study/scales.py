@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCALES', 'NO_CLIPPING', 'Scale', 'at_scale', 'find_scale', 'find_row', 'record_path', 'small_record', 'TrialJob',
-           'run_trial', 'rows_of', 'run_trials']
+           'trial_job', 'run_trial', 'rows_of', 'run_jobs', 'run_trials']
 
 # %% ../../nbs/study/03_scales.ipynb #53a75c36
 import re
@@ -191,7 +191,7 @@ def _rounded(value):
 # %% ../../nbs/study/03_scales.ipynb #6bb14315
 def small_record(
     record: dict,  # from `pretrain`
-    row: TrialRun,
+    row_id: str,
     scale: str,
     max_rows: int = 160,  # of the history
 ) -> dict:
@@ -204,7 +204,7 @@ def small_record(
         record
         | scores
         | {
-            "row_id": row.id,
+            "row_id": row_id,
             "scale": scale,
             "seed": config["train"]["seed"],
             "flops": float(f"{record['tokens'] * record['flops_per_token']:.3g}"),
@@ -223,22 +223,32 @@ def _spaced(n: int, at_most: int) -> list[float]:
 # %% ../../nbs/study/03_scales.ipynb #6aa1b58b
 @dataclass(frozen=True)
 class TrialJob:
-    "One row at one scale with one seed."
+    "A pre-training whose small record is kept."
 
-    row_id: str
+    name: str  # the id of its row
     scale: str  # its name
-    size: Scale
-    corpus: str | None = None
-    folder: str | Path | None = None  # of records; None for `records_dir()`
-    seed: int = 0
+    config: VariantConfig
+    path: Path  # of its record
 
     @property
-    def path(self) -> Path:
-        "The file of its record."
-        return record_path(self.row_id, self.scale, self.seed, self.folder)
+    def seed(self) -> int:
+        "The seed of the run."
+        return self.config.train.seed
+
+
+def trial_job(
+    row_id: str,  # such as T5.1
+    scale: str,  # its name
+    corpus: str | None = None,  # name or path; needed where the scale brings none
+    folder: str | Path | None = None,  # of records; None for `records_dir()`
+    seed: int = 0,
+) -> TrialJob:
+    "A row of the study at a scale."
+    config = at_scale(row_id, scale, corpus, seed)
+    return TrialJob(row_id, scale, config, record_path(row_id, scale, seed, folder))
 
 # %% ../../nbs/study/03_scales.ipynb #138b1901
-def _known_record(job: TrialJob, config: VariantConfig, corpus: str, identity: str) -> dict | None:
+def _known_record(job: TrialJob, corpus: str, identity: str) -> dict | None:
     "The record of a job that is done; one of other settings or another corpus is refused."
     if not job.path.is_file():
         return None
@@ -249,24 +259,24 @@ def _known_record(job: TrialJob, config: VariantConfig, corpus: str, identity: s
     if before != corpus:
         problem = f"holds a run on another corpus ({corpus}, was {before})"
     else:
-        before = record["config"] | {"data": record["config"]["data"] | {"corpus": config.data.corpus}}
-        problem = f"holds a run with other settings ({describe_differences(asdict(config), before)})"
+        before = record["config"] | {"data": record["config"]["data"] | {"corpus": job.config.data.corpus}}
+        differences = describe_differences(asdict(job.config), before)
+        problem = f"holds a run with other settings ({differences})"
     raise BertlabError(problem, job.path, hint="Move it away, or choose another folder")
 
 # %% ../../nbs/study/03_scales.ipynb #d8a2867c
 def _run_job(job: TrialJob, estimate: Callable | None = None) -> dict:  # the record
     "Run a job, or read its record if it is done."
-    row, config = find_row(job.row_id), at_scale(job.row_id, job.size, job.corpus, job.seed)
+    config = job.config
     corpus = open_corpus(config.data.corpus, lang=config.data.lang or None).fingerprint
     settings = asdict(config)
     settings["data"]["corpus"] = corpus
     identity = fingerprint(settings)
-    known = _known_record(job, config, corpus, identity)
+    known = _known_record(job, corpus, identity)
     if known is None:
-        work = cache_dir() / "trials" / f"{job.scale}_{row.id}_{job.seed}_{identity}"
-        record = small_record(
-            pretrain(config, work, estimated_seconds=estimate and estimate(config)), row, job.scale
-        )
+        work = cache_dir() / "trials" / f"{job.scale}_{job.name}_{job.seed}_{identity}"
+        record = pretrain(config, work, estimated_seconds=estimate and estimate(config))
+        record = small_record(record, job.name, job.scale)
         write_json(job.path, record | {"config_fingerprint": identity})
         known = read_json(job.path)
     return known
@@ -280,7 +290,7 @@ def run_trial(
     seed: int = 0,
 ) -> dict:  # the record
     "Run a row of the study at a scale, or read its record if it is done; goes on where it was stopped."
-    return _run_job(TrialJob(find_row(row_id).id, scale, find_scale(scale), corpus, folder, seed))
+    return _run_job(trial_job(row_id, scale, corpus, folder, seed))
 
 # %% ../../nbs/study/03_scales.ipynb #6f050c87
 def rows_of(
@@ -315,14 +325,33 @@ def _try_job(
 def _describe_end(job: TrialJob, end: dict) -> str:
     "What came of a job, in a line."
     if "diverged" in end:
-        return f"{job.row_id:5} seed {job.seed}  diverged: {end['diverged']}"
+        return f"{job.name:5} seed {job.seed}  diverged: {end['diverged']}"
     r = end["record"]
     return (
-        f"{job.row_id:5} seed {job.seed}  valid {r['result']['accuracy']:.3f}  {r['tokens']:,} tokens, "
+        f"{job.name:5} seed {job.seed}  valid {r['result']['accuracy']:.3f}  {r['tokens']:,} tokens, "
         f"{r['parameters']:,} parameters, {r['flops']:.2g} flops, {r['seconds']:.0f} s"
         + (f", {r['estimated_seconds']:.0f} s expected" if "estimated_seconds" in r else "")
         + (" (done before)" if end["done_before"] else "")
     )
+
+# %% ../../nbs/study/03_scales.ipynb #65301eca
+def run_jobs(
+    queue: Sequence[TrialJob],
+    jobs: int = 1,  # runs at a time, each in a process of its own
+    estimate: Callable[[VariantConfig], float | None] | None = None,  # how many seconds a run should take
+) -> list[dict]:  # the records
+    "Run what has no record yet; a run that diverges is reported, and the next one starts."
+    ends: dict[int, dict] = {}
+
+    def save_result(number: int, end: dict | None, status: str):
+        if "error" in end:
+            raise BertlabError(*end["error"])
+        ends[number] = end
+        print(_describe_end(queue[number], end), flush=True)
+
+    with interruptible(lambda: f"{len(ends)} of {len(queue)} runs done"):
+        run_with_processes(_try_job, estimate, queue, save_result, jobs)
+    return [ends[number]["record"] for number in sorted(ends) if "record" in ends[number]]
 
 # %% ../../nbs/study/03_scales.ipynb #8a25eea9
 def run_trials(
@@ -337,20 +366,10 @@ def run_trials(
     "Run what is missing; a run that diverges is reported, and the next one starts."
     if seeds < 1 or jobs < 1:
         raise BertlabError(f"seeds is {seeds}, jobs {jobs}", hint="Choose whole numbers from 1")
-    size, rows = find_scale(scale), rows_of(names)
+    rows = rows_of(names)
     if not (names or corpus):
         bilingual = [row_id for row_id in rows if not ROWS[row_id].config["lang"]]
         rows = [row_id for row_id in rows if row_id not in bilingual]
         print(f"left out: {', '.join(bilingual)}, which need a parallel corpus (--corpus PATH)", flush=True)
-    queue = [TrialJob(row_id, scale, size, corpus, folder, seed) for seed in range(seeds) for row_id in rows]
-    ends: dict[int, dict] = {}
-
-    def save_result(number: int, end: dict | None, status: str):
-        if "error" in end:
-            raise BertlabError(*end["error"])
-        ends[number] = end
-        print(_describe_end(queue[number], end), flush=True)
-
-    with interruptible(lambda: f"{len(ends)} of {len(queue)} rows done"):
-        run_with_processes(_try_job, estimate, queue, save_result, jobs)
-    return [ends[number]["record"] for number in sorted(ends) if "record" in ends[number]]
+    queue = [trial_job(row_id, scale, corpus, folder, seed) for seed in range(seeds) for row_id in rows]
+    return run_jobs(queue, jobs, estimate)

@@ -6,7 +6,7 @@
 __all__ = ['TFIDF_BASELINE', 'STUDY_CONFIG', 'BEST_CONFIG', 'ELSEWHERE', 'oracle_accuracy', 'conflicts', 'Method', 'tfidf_method',
            'bert_method', 'random_encoder', 'with_train', 'cross_validate', 'average_probabilities', 'fold_scores',
            'fold_record', 'precision_recall', 'bert_methods', 'other_methods', 'elsewhere_config', 'model_name',
-           'run_methods', 'average_methods', 'run_tweets']
+           'model_origin', 'run_methods', 'average_methods', 'run_tweets']
 
 # %% ../../nbs/study/08_tweets.ipynb #ef8d19f6
 import re
@@ -315,6 +315,13 @@ def model_name(
     folder = locate_model(model).resolve()
     return folder.parent.name if folder.name == "model" else folder.name
 
+# %% ../../nbs/study/08_tweets.ipynb #93a09b31
+def model_origin(
+    model: str | Path,  # as `locate_model` takes it
+) -> dict:
+    "What a classifier keeps about the model that it starts from, for its model card."
+    return {"name": model_name(model), "elsewhere": is_foreign(model)}
+
 # %% ../../nbs/study/08_tweets.ipynb #5bfad3a7
 def run_methods(
     methods: list[Method],
@@ -413,7 +420,7 @@ def _submit(
         encoder, tokenizer = load_encoder(model)
         rows = np.arange(len(data))
         result = finetune(encoder.to(default_device()), tokenizer, data, rows, rows[:0], config)
-        save_classifier(result.model.cpu(), tokenizer, out / "model")
+        save_classifier(result.model.cpu(), tokenizer, out / "model", {"starts_from": model_origin(model)})
     classifier, tokenizer = load_classifier(out / "model")
     probabilities = classify(classifier, tokenizer, tweet_inputs(test))
     write_submission(out / "submission.csv", test["id"].tolist(), probabilities, classifier.labels)

@@ -26,6 +26,15 @@ READY = """async () => {
     await w.context.ready; await w.sessionContext.ready; await w.sessionContext.session.kernel.info;
     return w.title.label;
 }"""
+DRAWN_ALIKE = """([one, other]) => {
+    const pixels = character => {
+        const canvas = document.createElement('canvas'), context = canvas.getContext('2d');
+        context.font = '40px bertlab-hangul';
+        context.fillText(character, 10, 50);
+        return context.getImageData(0, 0, 80, 80).data.join();
+    };
+    return pixels(one) === pixels(other);
+}"""
 
 
 def chromium() -> str | None:

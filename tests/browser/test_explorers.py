@@ -4,7 +4,7 @@ import json
 
 import nbformat
 import pytest
-from conftest import READY, ROOT
+from conftest import DRAWN_ALIKE, READY, ROOT
 
 SETUP = """
 from dataclasses import replace
@@ -53,15 +53,6 @@ DONE = """() => {
 }"""
 OUTPUTS = """() => jupyterapp.shell.currentWidget.content.widgets
     .filter(c => c.model.type === 'code').flatMap(c => c.model.sharedModel.getOutputs())"""
-DRAWN_ALIKE = """([one, other]) => {
-    const pixels = character => {
-        const canvas = document.createElement('canvas'), context = canvas.getContext('2d');
-        context.font = '40px bertlab-hangul';
-        context.fillText(character, 10, 50);
-        return context.getImageData(0, 0, 80, 80).data.join();
-    };
-    return pixels(one) === pixels(other);
-}"""
 
 
 def trial_record(row_id: str, seed: int, score: float) -> dict:

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from conftest import DRAWN_ALIKE
 
 ROOT = Path(__file__).resolve().parents[2]
 SITE = ROOT / "_docs" / "html"
@@ -97,14 +98,28 @@ def test_equations_are_drawn(site, browser):
 
 
 def test_code_of_110_columns_fits_a_laptop_and_nothing_overflows_a_phone(site, browser, screenshots):
-    page = browser.new_page(viewport={"width": 1440, "height": 900})
-    page.goto((site / "08_training.html").as_uri(), wait_until="load")
     too_wide = """() => [...document.querySelectorAll('div.cell_input pre')]
         .filter(p => p.scrollWidth > p.clientWidth + 2).map(p => p.innerText.slice(0, 80))"""
-    assert page.evaluate(too_wide) == []
-    page.set_viewport_size({"width": 390, "height": 844})
+    pages = [*sorted(site.glob("[01]*.html")), site / "index.html", site / "api" / "bertlab.training.html"]
+    laptop, phone = {"width": 1366, "height": 768}, {"width": 390, "height": 844}
+    page, found = browser.new_page(viewport=laptop), {}
+    for path in pages:
+        page.set_viewport_size(laptop)
+        page.goto(path.as_uri(), wait_until="load")
+        wide = page.evaluate(too_wide)
+        page.set_viewport_size(phone)
+        page.wait_for_timeout(300)
+        page.screenshot(path=screenshots / f"phone_{path.stem}.png")
+        if wide or page.evaluate("document.documentElement.scrollWidth") > 392:
+            found[path.stem] = wide
+    page.close()
+    assert not found, found
+
+
+def test_hangul_is_drawn_as_hangul(site, browser):
+    page = browser.new_page()
     page.goto((site / "index.html").as_uri(), wait_until="load")
-    page.wait_for_timeout(500)
-    page.screenshot(path=screenshots / "site_phone.png")
-    assert page.evaluate("document.documentElement.scrollWidth") <= 392
+    page.evaluate("() => document.fonts.load('40px bertlab-hangul', '한국')")
+    assert not page.evaluate(DRAWN_ALIKE, ["한", "국"])  # without a font, both are the same empty box
+    assert "bertlab-hangul" in page.evaluate("getComputedStyle(document.body).fontFamily")
     page.close()
