@@ -51,7 +51,7 @@ class BertlabConfig(PretrainedConfig):
         "Width of the hidden states."
         return self.encoder.get("d_model", 0)
 
-
+# %% ../nbs/15_interop.ipynb #e7654453
 class BertlabPreTrainedModel(PreTrainedModel):
     "What bertlab's models have in common for `transformers`."
 
@@ -64,7 +64,7 @@ class BertlabPreTrainedModel(PreTrainedModel):
             shape = module.config
             module.positions.copy_(sinusoidal_positions(shape.max_len, shape.d_model))
 
-
+# %% ../nbs/15_interop.ipynb #409249eb
 def pack(
     input_ids: Tensor,  # int64 [b, length]
     attention_mask: Tensor | None,  # 1 at real tokens; None: all are real
@@ -83,7 +83,7 @@ def unpack(
         mask.view(*mask.shape, *[1] * (packed.ndim - 1)).expand(*mask.shape, *packed.shape[1:]), packed
     )
 
-
+# %% ../nbs/15_interop.ipynb #f0dc4641
 def run_encoder(
     encoder: Encoder,
     input_ids: Tensor,
@@ -109,7 +109,7 @@ def run_encoder(
     x = encoder.norm(x)
     return x, layout, mask, [*states, unpack(x, mask)], weights
 
-
+# %% ../nbs/15_interop.ipynb #8c0390a8
 class BertlabModel(BertlabPreTrainedModel):
     "A bertlab encoder as a `transformers` model."
 
@@ -135,7 +135,7 @@ class BertlabModel(BertlabPreTrainedModel):
             attentions=tuple(weights) if output_attentions else None,
         )
 
-
+# %% ../nbs/15_interop.ipynb #459eba3a
 class BertlabForMaskedLM(BertlabPreTrainedModel):
     "A masked language model: logits through the embedding table, which is saved once."
 
@@ -168,7 +168,7 @@ class BertlabForMaskedLM(BertlabPreTrainedModel):
             attentions=tuple(weights) if output_attentions else None,
         )
 
-
+# %% ../nbs/15_interop.ipynb #9dd8ff0a
 class BertlabForSequenceClassification(BertlabPreTrainedModel):
     "A bertlab encoder with Kim's CNN head."
 
