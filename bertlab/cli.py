@@ -6,12 +6,37 @@
 __all__ = ['COMMANDS', 'overview', 'completion_script', 'format_error', 'run_command', 'main']
 
 # %% ../nbs/cli.ipynb #bba926b7
+import contextlib
 import difflib
 import os
+import signal
 import sys
+import threading
 
 from .commands import course, study
 from .core.files import BertlabError
+
+# %% ../nbs/cli.ipynb #40cf2278
+def _stop(number, frame):
+    "What SIGTERM and a closed terminal do: the same as Ctrl-C."
+    raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _signals_like_ctrl_c():
+    "End in one line on SIGTERM and SIGHUP, too, where they would end the process without a word."
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        names = []
+    found = [getattr(signal, name) for name in names]
+    taken = [number for number in found if signal.getsignal(number) == signal.SIG_DFL]  # not under nohup
+    for number in taken:
+        signal.signal(number, _stop)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 # %% ../nbs/cli.ipynb #eebe89ae
 COMMANDS = {
@@ -108,7 +133,8 @@ def main(
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        run_command(sys.argv[1:] if argv is None else argv)
+        with _signals_like_ctrl_c():
+            run_command(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
     except SystemExit as e:
         return int(e.code or 0)

@@ -1,12 +1,17 @@
 """The `bertlab` command as a user types it: real processes, real exit codes."""
 
+import contextlib
+import importlib
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from helpers import toy_lines
 
@@ -269,3 +274,41 @@ def test_two_runs_in_one_folder_the_second_is_refused(corpus, tmp_path):
     finally:
         first.kill()
         first.wait()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="these signals are POSIX's")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_stopped_before_the_training_it_ends_in_one_line(tmp_path, monkeypatch, name):
+    cli = importlib.import_module("bertlab.cli")
+    monkeypatch.setattr(cli, "run_command", lambda argv: os.kill(os.getpid(), getattr(signal, name)))
+    with contextlib.redirect_stderr(io.StringIO()) as told:
+        assert cli.main([]) == 130
+    assert told.getvalue() == "\nbertlab: stopped.\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGHUP is POSIX's")
+def test_what_ignores_a_closed_terminal_goes_on(monkeypatch):
+    cli = importlib.import_module("bertlab.cli")
+    monkeypatch.setattr(cli, "run_command", lambda argv: os.kill(os.getpid(), signal.SIGHUP))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        assert cli.main([]) == 0 and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX's")
+def test_a_preparation_that_is_killed_leaves_no_process(tmp_path):
+    env = os.environ | {"BERTLAB_CACHE": str(tmp_path / "cache"), "TQDM_DISABLE": "1"}
+    command = [sys.executable, "-m", "bertlab", "data", "default"]
+    process = psutil.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    patience = time.monotonic() + 120
+    while not any("loky" in " ".join(child.cmdline()) for child in process.children()):
+        assert process.is_running() and time.monotonic() < patience, "it did not begin to read"
+        time.sleep(0.1)
+    time.sleep(1.5)  # the watchdog looks twice a second
+    children = process.children(recursive=True)
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert [p for p in alive if p.status() != psutil.STATUS_ZOMBIE] == []

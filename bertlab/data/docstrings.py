@@ -36,6 +36,7 @@ from bertlab.core.files import (
     read_json,
     write_json,
 )
+from ..core.processes import worker_pool
 from .text import near_duplicate_key, normalize, read_lines, split_sentences
 
 # %% ../../nbs/data/02_docstrings.ipynb #3ce0f3db
@@ -317,9 +318,9 @@ def _extract(files: list[Path]) -> list[list[tuple[str, str]]]:
 def _extract_all(files: list[Path]) -> Iterator[list[tuple[str, str]]]:
     "Read the files over several processes, in order, with a progress bar."
     batches = [files[i : i + 32] for i in range(0, len(files), 32)]
-    workers = joblib.Parallel(n_jobs=min(8, joblib.cpu_count()), return_as="generator")
-    with tqdm(total=len(files), desc="reading docstrings", unit="file") as bar:
-        for found in workers(joblib.delayed(_extract)(batch) for batch in batches):
+    n_workers, look = min(8, joblib.cpu_count()), {"desc": "reading docstrings", "unit": "file"}
+    with worker_pool(n_workers, return_as="generator") as (pool, _), tqdm(total=len(files), **look) as bar:
+        for found in pool(joblib.delayed(_extract)(batch) for batch in batches):
             bar.update(len(found))
             yield from found
 

@@ -305,10 +305,10 @@ def _find_sheet(workbook, path: Path) -> tuple[Iterator[tuple[int, list]], list[
     from python_calamine import SheetVisibleEnum
 
     first_problem = None
-    for number, sheet in enumerate(workbook.sheets_metadata):
-        if sheet.visible != SheetVisibleEnum.Visible:
-            continue
-        rows = enumerate(workbook.get_sheet_by_index(number).iter_rows(), 1)
+    metadata = enumerate(workbook.sheets_metadata)
+    visible = [i for i, sheet in metadata if sheet.visible == SheetVisibleEnum.Visible]
+    for sheet in map(workbook.get_sheet_by_index, visible):
+        rows = enumerate(sheet.iter_rows() if sheet.height else (), 1)
         row, header = next(((row, cells) for row, cells in rows if any(map(_cell, cells))), (1, None))
         try:
             if header is None:
