@@ -42,10 +42,10 @@ from .core.files import BertlabError
 from .core.saving import find_model_folder, read_weights
 from .data.corpora import open_corpus
 from .data.text import normalize
-from .encoder import Encoder, EncoderConfig
+from .encoder import Encoder, EncoderConfig, is_foreign
 from .finetuning import Classifier, classify
 from .masking import STRATEGIES, MaskingConfig, mask_batch
-from .mlm import MaskedLM, eval_mode, fill_mask, is_foreign, load_model
+from .mlm import MaskedLM, eval_mode, fill_mask, load_model
 from .packing import Layout
 from .pretraining import PretrainConfig
 from .token_store import PretrainData, TokenStore, in_memory_store

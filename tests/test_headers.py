@@ -101,7 +101,7 @@ LATER = {  # sections that the index leaves for later; of attention all from the
         "## On the GPU",
         "## One function for all",
     ],
-    "07_mlm": ["## A BERT from elsewhere"],
+    "06_encoder": ["## A BERT from elsewhere"],
 }
 
 

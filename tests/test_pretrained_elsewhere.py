@@ -21,7 +21,7 @@ from bertlab.cli import main
 from bertlab.core.files import BertlabError
 from bertlab.data.corpora import open_corpus
 from bertlab.data.labeled import read_labeled
-from bertlab.encoder import EncoderConfig
+from bertlab.encoder import Encoder, EncoderConfig, is_foreign, locate_model
 from bertlab.finetuning import (
     FeatureCache,
     FinetuneConfig,
@@ -31,7 +31,7 @@ from bertlab.finetuning import (
     load_classifier,
     save_classifier,
 )
-from bertlab.mlm import MaskedLM, from_transformers, is_foreign, load_encoder, locate_model, save_model
+from bertlab.mlm import MaskedLM, load_encoder, save_model
 from bertlab.study import tweets as tweets_study
 from bertlab.study.sweeps import classifier_inputs
 from bertlab.text_cnn import HeadConfig
@@ -513,7 +513,7 @@ def test_a_model_is_found_by_folder_run_package_and_hub(elsewhere, tmp_path, mon
     (tmp_path / "carries_a_bert" / "__init__.py").write_text("raise RuntimeError('must not be imported')")
     shutil.copytree(elsewhere, tmp_path / "carries_a_bert" / "model")
     monkeypatch.syspath_prepend(tmp_path)
-    assert load_encoder("carries-a-bert")[0].config == from_transformers(elsewhere)[0].config
+    assert load_encoder("carries-a-bert")[0].config == Encoder.from_transformers(elsewhere)[0].config
     assert tweets_study.model_name("carries-a-bert") == "carries_a_bert"
     assert tweets_study.model_name(elsewhere) == elsewhere.name
     with pytest.raises(BertlabError, match="no such folder"):

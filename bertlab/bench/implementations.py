@@ -26,9 +26,9 @@ from ..attention import MultiHeadAttention, scaled_dot_product_attention
 from ..core.files import BertlabError
 from ..core.precision import allow_tf32
 from ..data.corpora import open_corpus
-from ..encoder import EncoderConfig, train_flops
+from ..encoder import EncoderConfig, locate_model, train_flops
 from ..masking import MaskedBatch
-from ..mlm import MaskedLM, load_encoder, locate_model
+from ..mlm import MaskedLM, load_encoder
 from ..packing import Layout, PackedBatch, collate_packed, prefetch
 from ..pretraining import MLMTask, PretrainConfig
 from ..study.variants import TorchLM

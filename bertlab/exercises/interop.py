@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
-from ..encoder import Encoder, EncoderConfig
-from ..mlm import BERT_LAYER, bert_config
+from ..encoder import BERT_LAYER, Encoder, EncoderConfig, bert_config
 from ..packing import Layout
 
 # %% ../../nbs/exercises/15_interop.ipynb #d62f347a

@@ -21,7 +21,7 @@ from ..core.processes import changed_environ, interruptible, run_with_processes
 from ..core.records import default_device, events_dir, run_or_load, run_record
 from ..core.reporting import format_table, plot_histories
 from ..data.labeled import LabeledTexts, read_labeled
-from ..encoder import EncoderConfig, count_parameters
+from ..encoder import EncoderConfig, count_parameters, locate_model
 from bertlab.evaluation import (
     classification_scores,
     confusion_counts,
@@ -31,7 +31,7 @@ from bertlab.evaluation import (
     top_errors,
 )
 from ..finetuning import FinetuneConfig, finetune, save_classifier
-from ..mlm import fill_mask, load_encoder, load_model, locate_model
+from ..mlm import fill_mask, load_encoder, load_model
 from ..pretraining import PretrainConfig, pretrain
 from .tweets import model_origin, random_encoder
 from ..text_cnn import HeadConfig

@@ -43,10 +43,10 @@ from ..core.processes import interruptible, run_with_processes
 from ..core.records import default_device, records_dir, run_record
 from ..core.saving import tokenizer_fingerprint
 from ..data.labeled import LabeledTexts, read_labeled
-from ..encoder import Encoder
+from ..encoder import Encoder, locate_model
 from ..evaluation import holdout
 from ..finetuning import FeatureCache, FinetuneConfig, finetune
-from ..mlm import load_encoder, locate_model
+from ..mlm import load_encoder
 from ..pretraining import PretrainConfig
 from .scales import SCALES, at_scale
 from .trials import FINETUNE_GRID, PILE_SEARCH_SPACE, ROWS, SWISH_CONFIG, LogUniform, TrialRun

@@ -24,7 +24,7 @@ from ..bpe import split_punctuation
 from ..core.files import BertlabError, file_sha256, fingerprint, folder_lock, read_json, write_json
 from ..core.records import default_device, run_record
 from ..data.labeled import LabeledTexts, read_labeled, read_tweets, tweet_inputs
-from ..encoder import Encoder, EncoderConfig
+from ..encoder import Encoder, EncoderConfig, is_foreign, locate_model
 from bertlab.evaluation import (
     baseline_models,
     classification_scores,
@@ -42,7 +42,7 @@ from bertlab.finetuning import (
     load_classifier,
     save_classifier,
 )
-from ..mlm import is_foreign, load_encoder, locate_model
+from ..mlm import load_encoder
 from .adaptation import TAPT_CONFIG, continue_pretraining
 from .augmentation import AUGMENTATIONS, augment
 from ..text_cnn import HeadConfig
