@@ -135,12 +135,17 @@ def _refuse_foreign(path: Path, replaces: Callable[[Path], bool] | None):
         raise BertlabError("is not a regular file", path, hint="Choose another name")
 
 # %% ../../nbs/core/01_files.ipynb #6d97c23f
+_NAMES_OF_OURS = ("config.json", "record.json", "tokenizer.json", "manifest.json", "checksums.json")
+
+
 def check_output(
     path: str | Path,  # the file that is to be written
     *inputs: str | Path,  # files, and folders of models and runs, that the command reads
 ) -> Path:
     "Refuse to write over a file that the command reads, into a model's folder, or over a run's JSON."
     real, hint = Path(os.path.realpath(Path(path).expanduser())), "Choose another name"
+    if real.name in _NAMES_OF_OURS and real.exists():
+        raise BertlabError("belongs to a model or a run", path, hint=hint)
     for source in inputs:
         read = Path(os.path.realpath(Path(source).expanduser()))
         if real.exists() and read.exists() and os.path.samefile(real, read):
