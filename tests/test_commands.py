@@ -588,3 +588,12 @@ def test_a_batch_beyond_all_measure_is_one_line(home, capsys):
     for command in ("pretrain --corpus text.txt --out new", "plan --corpus text.txt"):
         told = fails(capsys, *command.split(), "--batch-size", 2**31)
         assert "batch_size" in told and "Choose at most" in told
+
+
+@pytest.mark.parametrize(
+    "out", ["M/record.json", "M/config.json", "foreign/config.json", "mlm/tokenizer.json"]
+)
+def test_predictions_replace_no_file_of_any_run_or_model(home, capsys, out):
+    before = snapshot(home)
+    assert "belongs to a model or a run" in fails(capsys, "predict", "clf", "a text", "--out", out)
+    assert snapshot(home) == before
