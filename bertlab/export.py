@@ -43,8 +43,33 @@ def _definitions(source: str) -> tuple[dict[str, ast.stmt], list[ast.stmt]]:
     return found, imports
 
 
+def _is_loader(node: ast.AST) -> bool:
+    "Whether this is a class method that reads a folder: in the modelling file `transformers` does that."
+    decorators = getattr(node, "decorator_list", [])
+    return isinstance(node, ast.FunctionDef) and "classmethod" in [ast.unparse(d) for d in decorators]
+
+
 def _names(node: ast.AST) -> set[str]:
-    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+    "The names that a definition uses, those of its loaders left out."
+    parts = node.body + node.bases if isinstance(node, ast.ClassDef) else [node]
+    parts = [part for part in parts if not _is_loader(part)]
+    return {n.id for part in parts for n in ast.walk(part) if isinstance(n, ast.Name)}
+
+
+def _first_line(node: ast.AST) -> int:
+    "Where a definition begins, decorators included."
+    return min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
+
+
+def _code(node: ast.AST, source: str) -> str:
+    "The text of a definition without its loaders."
+    lines = source.splitlines()
+    for part in getattr(node, "body", []):
+        if _is_loader(part):
+            lines[_first_line(part) - 1 : part.end_lineno + 1] = [None] * (
+                part.end_lineno + 2 - _first_line(part)
+            )
+    return "\n".join(line for line in lines[_first_line(node) - 1 : node.end_lineno] if line is not None)
 
 # %% ../nbs/17_export.ipynb #7418c1cb
 def modeling_source() -> str:
@@ -76,8 +101,7 @@ def modeling_source() -> str:
                 )
                 imports.append(ast.unparse(kept))
         for node in sorted(nodes.values(), key=lambda node: node.lineno):
-            start = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))]) - 1
-            blocks.append("\n".join(sources[i].splitlines()[start : node.end_lineno]))
+            blocks.append(_code(node, sources[i]))
     imports = sorted(dict.fromkeys(imports), key=lambda line: (line.startswith("from"), line))
     title = (
         '"""A bertlab model for transformers: assembled from bertlab, needs torch and transformers only."""'
