@@ -44,15 +44,15 @@ def _definitions(source: str) -> tuple[dict[str, ast.stmt], list[ast.stmt]]:
 
 
 def _is_loader(node: ast.AST) -> bool:
-    "Whether this is a class method that reads a folder: in the modelling file `transformers` does that."
-    decorators = getattr(node, "decorator_list", [])
-    return isinstance(node, ast.FunctionDef) and "classmethod" in [ast.unparse(d) for d in decorators]
+    "Whether this reads what others have saved: in the modelling file `transformers` does that."
+    return isinstance(node, ast.FunctionDef) and node.name == "from_transformers"
 
 
 def _names(node: ast.AST) -> set[str]:
     "The names that a definition uses, those of its loaders left out."
-    parts = node.body + node.bases if isinstance(node, ast.ClassDef) else [node]
-    parts = [part for part in parts if not _is_loader(part)]
+    parts = [node]
+    if isinstance(node, ast.ClassDef):
+        parts = [*node.bases, *node.decorator_list, *(part for part in node.body if not _is_loader(part))]
     return {n.id for part in parts for n in ast.walk(part) if isinstance(n, ast.Name)}
 
 
