@@ -201,7 +201,7 @@ def pretrain(
     config: PretrainConfig,
     folder: str | Path,  # where the run lives: checkpoints/, then model/ and record.json
     tensorboard: bool = False,  # write the history as it grows to tensorboard/, too
-    compile: bool = False,  # the model, by torch.compile: a minute at first, then faster steps
+    compile: bool = False,  # the model, by torch.compile; whether it pays depends on the machine
     estimated_seconds: float | None = None,  # how long it should take, for the record
 ) -> dict:  # the run record
     "Pre-train a masked language model; goes on where it was stopped, and reads the record of what is done."

@@ -113,7 +113,7 @@ def pretrain_command(argv: list[str]):
 
         out: Path  # Folder of the run; the model will be in its folder model/.
         tensorboard: bool = False  # Write the history as it grows into the run's folder tensorboard/.
-        compile: bool = False  # Compile the model: a minute at first, then faster steps. For long runs.
+        compile: bool = False  # Compile the model with torch.compile. Try it on a GPU, before a long run.
         config: PretrainConfig = field(default_factory=PretrainConfig)
 
     args = parse_args(Pretrain, argv, "pretrain")
