@@ -1,8 +1,14 @@
 "Slow tests (soaks) run only when asked for: `pytest --run-slow`, or BERTLAB_SLOW=1."
 
 import os
+import signal
 
 import pytest
+
+# Under nohup, or in the background of a script, signals are ignored, and every process that is started inherits it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_addoption(parser):
