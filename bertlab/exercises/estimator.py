@@ -131,8 +131,8 @@ def random_texts(
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.arange(100) % 2)
     texts = [" ".join(f"w{i}" for i in rng.integers(0, words, 30)) for _ in labels]
-    told = [f"{text} {'sun' if y else 'rain'}" for text, y in zip(texts, labels)]
-    return (told if signal else texts), labels
+    hinted = [f"{text} {'sun' if y else 'rain'}" for text, y in zip(texts, labels)]
+    return (hinted if signal else texts), labels
 
 # %% ../../nbs/exercises/18_estimator.ipynb #1f61d656
 def check_18c(
