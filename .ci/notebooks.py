@@ -20,6 +20,7 @@ def call(*command):
 
 if __name__ == "__main__":
     call("nbdev_export")
+    call("bertlab", "data", "default")  # or its progress bar would become part of a notebook
     everything = [path for folder in FOLDERS for path in sorted((NBS / folder).glob("*.ipynb"))]
     notebooks = [Path(name).resolve() for name in sys.argv[1:]] or everything
     notebooks.sort(key=lambda path: path.stem == "index")

@@ -337,8 +337,8 @@ def test_commands_finetune_predict_and_export(elsewhere, data, tmp_path, capsys)
 
 
 def test_sweeps_take_a_model_from_elsewhere(elsewhere, data):
-    inputs, about = classifier_inputs(elsewhere, str(data), texts=24)
-    assert about["train"] == 24 and about["encoder"]["d_model"] == 32
+    inputs, about = classifier_inputs(elsewhere, str(data))
+    assert about["train"] > 20 and about["encoder"]["d_model"] == 32
     history = inputs.run(replace(QUICK, train=replace(QUICK.train, epochs=1)), lambda history: None)
     assert np.isfinite(history[-1]["valid_loss"])
 

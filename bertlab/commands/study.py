@@ -122,6 +122,7 @@ def sweep_command(argv: list[str]):
         data: str = ""  # default, a table, or the folder of the disaster tweets, for FT.
         corpus: str = ""  # Name or path of a corpus, for P.4 at full and study.
         runs: int = 24  # Number of runs of P.4.
+        precision: str = "fp32"  # fp32 or bf16, for FT.
         workers: int | None = None  # Processes of this machine, without Ray (default: Ray, if installed).
         address: str = ""  # Address of a running Ray cluster (default: this machine).
         gpus: float = 0  # GPUs per run; may be a fraction.
@@ -138,9 +139,8 @@ def sweep_command(argv: list[str]):
     check_output_folder(args.folder or records_dir())
     inputs = {"model": args.model, "data": args.data or None, "corpus": args.corpus or None}
     ray_kwargs = {"address": args.address or None, "gpus": args.gpus, "asha": args.asha}
-    record = run_sweep(
-        args.row, args.scale, folder=args.folder, workers=args.workers, runs=args.runs, **inputs, **ray_kwargs
-    )
+    settings = {"runs": args.runs, "precision": args.precision, "workers": args.workers}
+    record = run_sweep(args.row, args.scale, folder=args.folder, **settings, **inputs, **ray_kwargs)
     table = runs_table(record["runs"]).sort_values("valid_accuracy", ascending=False)
     counts = ", ".join(f"{n} {status}" for status, n in record["result"].items())
     print(f"{format_table(table.head(10).to_dict('records'))}\n\n{len(table)} runs: {counts}")
