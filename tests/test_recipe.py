@@ -54,7 +54,13 @@ def test_costs_decide_how_long_a_change_trains():
     assert cheap.train.restart_epochs == cheap.train.epochs / 4
 
 
-@pytest.mark.parametrize("text", ["{}", "[]", "null", "{"])
+def test_costs_of_other_settings_are_refused(few_changes):
+    run_recipes(few_changes, seeds=2, epochs=0.2)
+    with pytest.raises(BertlabError, match=r"recipe_costs\.json: holds costs that were measured with other"):
+        recipe.known_costs(few_changes, epochs=0.3)
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "null", "{", '{"config": [], "result": {}}'])
 def test_a_damaged_record_of_costs_is_named(few_changes, text):
     (few_changes / "recipe_costs.json").write_text(text)
     with pytest.raises(BertlabError, match=r"recipe_costs\.json"):

@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..core.files import BertlabError, read_json_object, write_json
+from ..core.files import BertlabError, fingerprint, read_json_object, write_json
 from ..core.records import default_device, records_dir, run_record
 from ..encoder import EncoderConfig
 from ..mlm import MaskedLM
@@ -242,12 +242,16 @@ def known_costs(
 ) -> dict[str, float]:
     "The costs as they were measured; if there are none, they are measured and kept."
     path = recipe_path("costs", folder=folder)
-    if path.is_file():
-        return read_json_object(path, "the record of the costs", ("result",))["result"]
     recipes = {
         change.id: recipe_config(change, epochs=epochs) for change in (STUDY_RECIPE, *CHANGES.values())
     }
     base = recipes["study"]
+    if path.is_file():
+        record = read_json_object(path, "the record of the costs", ("config", "result"))
+        if fingerprint(record["config"]) != fingerprint(asdict(base)):
+            problem = "holds costs that were measured with other settings"
+            raise BertlabError(problem, path, hint="Move it away, and they are measured again")
+        return record["result"]
     data = prepare_data(base.data, base.encoder.max_len)
     costs = {name: round(cost, 3) for name, cost in measure_costs(recipes, data).items()}
     write_json(path, run_record("recipe costs", asdict(base), data.corpus, [], costs))
