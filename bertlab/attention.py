@@ -205,7 +205,7 @@ def padded_self_attention(
 # %% ../nbs/05_attention.ipynb #eeb9fd72
 def _supports_varlen(q: Tensor, dropout: float) -> bool:
     "Whether torch's variable-length kernel can do it: on CUDA, in half precision, without dropout."
-    ready = q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and torch.__version__ >= (2, 10)
+    ready = q.is_cuda and q.dtype in (torch.bfloat16, torch.float16)
     if ready and dropout:
         warnings.warn(
             "attention dropout is above 0, which the variable-length kernel cannot do: "

@@ -54,9 +54,6 @@ def make_optimizers(
         raise BertlabError(f"unknown optimiser {name!r}", hint="Choose adam, adamw or muon")
     optimizers = []
     if name == "muon":
-        if not hasattr(torch.optim, "Muon"):
-            hint = "Install torch 2.9 or newer, or choose adamw"
-            raise BertlabError(f"torch {torch.__version__} has no Muon", hint=hint)
         flat, matrices = [p for p in matrices if p.ndim == 2], [p for p in matrices if p.ndim > 2]
         muon = torch.optim.Muon(flat, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
         optimizers.append(muon)

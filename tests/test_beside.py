@@ -436,7 +436,9 @@ def test_a_column_is_streamed_from_the_hub(tmp_path):
         return json.loads(done.stdout.splitlines()[-1])
 
     try:
-        name, fingerprint, options, notes, texts = read("hub:someone/rain:body")
+        found = read("hub:someone/rain:body")
+        assert isinstance(found, list), found
+        name, fingerprint, options, notes, texts = found
         assert (name, texts) == ("rain", [line.lower() for line in LINES]), Hub.asked
         assert options == {"format": "hub", "repo": "someone/rain", "column": "body", "revision": Hub.sha}
         assert Hub.sha[:7] in notes[0] and "delete" in notes[0]

@@ -5,8 +5,9 @@ import importlib.util
 import re
 from pathlib import Path
 
-import nbformat
 import pytest
+
+nbformat = pytest.importorskip("nbformat", reason="needs JupyterLab")
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = [

@@ -10,8 +10,9 @@ import types
 from importlib.metadata import version
 from pathlib import Path
 
-import nbformat
 import pytest
+
+nbformat = pytest.importorskip("nbformat", reason="needs JupyterLab")
 
 ROOT = Path(__file__).resolve().parents[1]
 spec = importlib.util.spec_from_file_location("headers", ROOT / ".ci" / "headers.py")

@@ -105,6 +105,7 @@ def run_without_bertlab(script: str, *words, cwd: Path):
 
 @pytest.mark.parametrize("auto", ["AutoModelForMaskedLM", "AutoModelForSequenceClassification"])
 def test_trainer_and_saving_again_without_bertlab(auto, mlm_folder, classifier_folder, tmp_path):
+    pytest.importorskip("accelerate", reason="what Trainer needs")
     is_mlm = auto == "AutoModelForMaskedLM"
     folder, to = mlm_folder if is_mlm else classifier_folder, tmp_path / "again"
     losses = run_without_bertlab(TRAIN, auto, folder, to, *TEXTS, cwd=tmp_path)
@@ -184,6 +185,7 @@ def test_labels_give_the_loss_and_padding_changes_nothing(mlm_folder):
 
 
 def test_trainer_trains_it(mlm_folder, tmp_path):
+    pytest.importorskip("accelerate", reason="what Trainer needs")
     model = transformers.AutoModelForMaskedLM.from_pretrained(mlm_folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(mlm_folder)
     data = [{"input_ids": ids} for ids in tokenizer(TEXTS * 8)["input_ids"]]
