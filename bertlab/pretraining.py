@@ -247,6 +247,9 @@ def summarize_cuts(
         parts.append(f"{total['empty']:,} sentences without a token")
     if total["cut_words"]:
         parts.append(f"the ends of {total['cut_words']:,} words beyond {MAX_WORD_CHARS:,} characters")
+    for reason, n in corpus.get("skipped", {}).items():
+        if not reason.startswith(("nothing lost", "kept")):
+            parts.append(f"{n:,} x {reason}")
     return "left out: " + ", ".join(parts) if parts else ""
 
 # %% ../nbs/09_pretraining.ipynb #8a3e82cd
@@ -271,7 +274,7 @@ def _check_tokenizer(folder: Path, tokenizer: Tokenizer):
 # %% ../nbs/09_pretraining.ipynb #3238f88b
 def _notes(result: dict, unigram: dict, corpus: dict) -> list[str]:
     "What somebody who reads only the scores should know: text that was cut, a model that learnt too little."
-    notes = [summarize_cuts(corpus)]
+    notes = [summarize_cuts(corpus), *corpus.get("notes", [])]
     if result["loss"] > unigram["loss"]:
         notes.append(
             f"the model is worse than token frequencies alone (loss {result['loss']:.3f}, unigram model "

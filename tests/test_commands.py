@@ -10,12 +10,15 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 
 from bertlab import cli
 from bertlab.bpe import train_tokenizer
+from bertlab.commands.course import format_predictions
 from bertlab.encoder import EncoderConfig
 from bertlab.finetuning import Classifier, load_classifier, save_classifier
 from bertlab.mlm import MaskedLM, save_model
@@ -474,6 +477,62 @@ def test_a_pipe_and_a_file_have_the_same_lines(home, capsys, monkeypatch, end):
 
 def test_a_text_that_is_cut_is_told(home, capsys):
     assert "of 1 texts only the first 40 tokens are read" in answers(capsys, "x " * 100, "short")[1]
+
+
+def test_a_translation_of_a_text_that_is_cut_is_told(home, capsys, monkeypatch):
+    "Seen before: `translate` said nothing, `predict` did."
+    model = SimpleNamespace(config=SimpleNamespace(max_len=40), to=lambda device: None)
+    tokenizer = load_classifier(home / "clf")[1]
+    monkeypatch.setattr("bertlab.translation.load_translator", lambda folder: (model, tokenizer))
+    monkeypatch.setattr("bertlab.translation.translate", lambda model, tokenizer, texts, beams: texts)
+    assert cli.main(["translate", "clf", "x " * 100, "short"]) == 0
+    assert "of 1 texts only the first 40 tokens are read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["a\rb", "a\r\nb", "a\nb", ' "a", b ', "a\u2028b", "a\x0cb", "\t"])
+def test_predictions_come_back_from_csv_and_json(text):
+    "Seen before: csv wrote a carriage return without quotes, and read two rows for it."
+    rows = [{"text": text, "label": "x", "p(x)": 1.0}, {"text": "", "label": "x", "p(x)": 0.5}]
+    written = format_predictions(rows, "csv")
+    assert [row["text"] for row in csv.DictReader(io.StringIO(written, newline=""))] == [text, ""]
+    frame = pd.read_csv(io.StringIO(written, newline=""), keep_default_na=False)
+    assert frame.to_dict("records") == rows == json.loads(format_predictions(rows, "json"))
+    assert "\r\n" not in written.replace(text, "")
+
+
+@pytest.mark.parametrize(
+    "content", ["id,text\n1,a\n2,b\n", '"text"\t"label"\na\tx\n', "text,label\n\na,b, c\n"]
+)
+def test_a_table_is_not_read_as_lines(home, capsys, monkeypatch, content):
+    "Seen before: `cat table.csv | bertlab predict RUN -` classified the header, and ids with the texts."
+    (home / "table.txt").write_text(content)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
+    for words in (["--file", "table.txt"], ["-"]):
+        assert "is a table, not a text per line" in fails(capsys, "predict", "clf", *words)
+
+
+def test_lines_with_commas_are_lines(home, capsys):
+    lines = ["some text, text", "a, b", "text,label", "c"]
+    (home / "lines.txt").write_text("\n".join(lines))
+    assert answers(capsys, "--file", "lines.txt")[0] == lines
+
+
+def test_a_submission_needs_ids(home, capsys):
+    "Seen before: KeyError."
+    (home / "no_ids.csv").write_text("keyword,text\nk,a fire\n")
+    words = ["predict", "clf", "--tweets", "no_ids.csv", "--out", "s.csv"]
+    assert "no_ids.csv, row 1: has no column 'id'" in fails(capsys, *words)
+
+
+def test_what_a_corpus_leaves_out_is_told_after_pretraining(home, capsys):
+    "Seen before: half of the documents were damaged, and only `bertlab data` said so."
+    (home / "pile").mkdir()
+    lines = [json.dumps({"text": text}) for text in TEXTS] + ['{"text": 5}'] * 9
+    (home / "pile" / "a.jsonl").write_text("\n".join(lines))
+    (home / "pile" / "b.md").write_text("not of it")
+    assert cli.main(["pretrain", "--corpus", "pile", "--out", "run", *TINY, "--epochs", "1"]) == 0
+    told = capsys.readouterr().out
+    assert "left out: 9 x not a document of the Pile" in told and "these are not read: b.md" in told
 
 
 @pytest.mark.parametrize(
