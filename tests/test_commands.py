@@ -22,6 +22,7 @@ from bertlab.commands.course import format_predictions
 from bertlab.encoder import EncoderConfig
 from bertlab.finetuning import Classifier, load_classifier, save_classifier
 from bertlab.mlm import MaskedLM, save_model
+from bertlab.token_store import in_memory_store
 
 ENV = os.environ | {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
 BERTLAB = str(Path(sys.executable).parent / "bertlab")
@@ -479,6 +480,13 @@ def test_a_text_that_is_cut_is_told(home, capsys):
     assert "of 1 texts only the first 40 tokens are read" in answers(capsys, "x " * 100, "short")[1]
 
 
+def test_a_word_that_is_cut_is_told_even_if_its_tokens_are_few():
+    "Seen before: of a word of 5,000 letters 4,000 were not read, and nothing said so."
+    tokenizer = train_tokenizer(["x" * 1024] * 9, 10)
+    store = in_memory_store(["x" * 5000, "x" * 1000, "short x"], tokenizer, 256)
+    assert store.manifest["truncated"] == 1 and store.lengths.max() < 256
+
+
 def test_a_translation_of_a_text_that_is_cut_is_told(home, capsys, monkeypatch):
     "Seen before: `translate` said nothing, `predict` did."
     model = SimpleNamespace(config=SimpleNamespace(max_len=40), to=lambda device: None)
@@ -656,3 +664,15 @@ def test_predictions_replace_no_file_of_any_run_or_model(home, capsys, out):
     before = snapshot(home)
     assert "belongs to a model or a run" in fails(capsys, "predict", "clf", "a text", "--out", out)
     assert snapshot(home) == before
+
+
+def test_data_says_what_a_model_will_not_read(home, capsys):
+    "Seen before: `left out: nothing`, of a text of which three quarters would be cut."
+    lines = ["a short line", "word " * 1000, "x" * 5000, "y" * 2000 + " and " + "z" * 2000]
+    (home / "long.txt").write_text("\n".join(lines))
+    assert cli.main(["data", "long.txt"]) == 0
+    told = capsys.readouterr().out
+    assert "sentences of more than 256 words: 1;" in told
+    assert "words of more than 1,000 characters, which will be cut: 3" in told
+    assert cli.main(["data", "text.txt"]) == 0
+    assert "note" not in capsys.readouterr().out

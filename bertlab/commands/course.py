@@ -67,12 +67,14 @@ def data_command(argv: list[str]):
     known = {**MANUAL_DATASETS, **HUB_DATASETS}
     if args.name in known and not Path(args.name).exists() and download_corpus(args.name) is None:
         return
+    from bertlab.pretraining import count_words_and_cuts
+
     corpus = open_corpus(args.name)
-    words = sum(text.count(" ") + 1 for text, _ in corpus)
+    words, cuts = count_words_and_cuts(corpus)
     for label, count in corpus.counts.most_common():
         print(f"{count:>12,} sentences  {label}")
     print(f"{corpus.counts.total():>12,} sentences, {words:,} words\nleft out: {corpus.skipped}")
-    print_notes(corpus.notes)
+    print_notes([*corpus.notes, *cuts])
 
 # %% ../../nbs/commands/01_course.ipynb #c9303c7d
 def print_notes(
@@ -186,10 +188,10 @@ def _announce_finetuning(model: Path, data, args) -> str:  # what is cut off the
     encoder, tokenizer = load_encoder(model)
     train, max_len = holdout(data, args.valid)[0], encoder.config.max_len
     store = in_memory_store(data.texts, tokenizer, max_len)
-    lengths = store.lengths[train]
-    print(announce_finetuning(args.config, encoder.config, lengths, default_device()), flush=True)
+    told = announce_finetuning(args.config, encoder.config, store.lengths[train], default_device())
+    print(told, flush=True)
     cut = store.manifest["truncated"]
-    return f"left out: the ends of {cut:,} texts beyond {max_len} tokens" if cut else ""
+    return f"left out: the ends of {cut:,} texts beyond {max_len} tokens, or of endless words" if cut else ""
 
 # %% ../../nbs/commands/01_course.ipynb #8e4b519f
 def class_rows(
@@ -257,11 +259,8 @@ def predict_command(argv: list[str]):
     out = args.out or (Path("submission.csv") if args.tweets else None)
     suffixes = (".csv",) if args.tweets else (".csv", ".json")
     if out and (out.is_dir() or out.suffix not in suffixes):
-        problem, hint = (
-            "is not a file to write predictions to",
-            f"Give a name ending in {' or '.join(suffixes)}",
-        )
-        raise BertlabError(problem, out, hint=hint)
+        hint = f"Give a name ending in {' or '.join(suffixes)}"
+        raise BertlabError("is not a file to write predictions to", out, hint=hint)
     from bertlab.core.files import atomic_path, check_output_path
 
     if out:
@@ -288,7 +287,8 @@ def _store_texts(texts: list[str], tokenizer, max_len: int):
 
     store = in_memory_store(texts, tokenizer, max_len)
     if cut := store.manifest["truncated"]:
-        print(f"note: of {cut:,} texts only the first {max_len} tokens are read", file=sys.stderr)
+        told = f"of {cut:,} texts only the first {max_len} tokens are read, or parts of endless words"
+        print(f"note: {told}", file=sys.stderr)
     return store
 
 
