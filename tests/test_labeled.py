@@ -204,20 +204,32 @@ def test_per_class_scores():
     assert scores["texts"].tolist() == [3, 1]
 
 
-@pytest.mark.parametrize("names, at", [(["disaster", "ordinary"], 0), (["0", "1"], 1), (["1.0", "0.0"], 0)])
+@pytest.mark.parametrize(
+    "names, at",
+    [(["disaster", "ordinary"], 0), (["0", "1"], 1), (["1.0", "0.0"], 0), (["else", "Disaster"], 1)],
+)
 def test_a_submission_goes_by_the_name_of_the_class(tmp_path, names, at):
     assert disaster_class(names) == at
     write_submission(tmp_path / "s.csv", ["7"], np.eye(2)[[at]], names)
     assert (tmp_path / "s.csv").read_text() == "id,target\n7,1\n"
 
 
-@pytest.mark.parametrize("names", [["ham", "spam"], ["a", "b"], ["1", "yes"], ["0", "1", "2"]])
+@pytest.mark.parametrize(
+    "names", [["ham", "spam"], ["a", "b"], ["1", "yes"], ["0", "1", "2"], ["1", "2"], ["fake", "real"]]
+)
 def test_a_submission_of_another_classifier_is_refused(tmp_path, names):
     assert_error(lambda: disaster_class(names), names[0], "Train a classifier")
     probabilities = np.full((1, 2), 0.5)
     if len(names) == 2:
         assert_error(lambda: write_submission(tmp_path / "s.csv", ["7"], probabilities, names), "say which")
     assert not (tmp_path / "s.csv").exists()
+
+
+@pytest.mark.parametrize(
+    "ids, says", [(["7", "8", "7"], "'7' occurs twice"), (["7", " ", "8"], "is missing")]
+)
+def test_a_submission_has_each_id_once(tmp_path, ids, says):
+    assert_error(lambda: write_submission(tmp_path / "s.csv", ids, np.eye(2)[[0, 1, 0]], ["0", "1"]), says)
 
 
 # ---------------------------------------------------------------- splits
