@@ -7,7 +7,6 @@ __all__ = ['classification_scores', 'per_class_scores', 'kfold', 'holdout', 'bas
            'score_table', 'confusion_counts', 'plot_confusion', 'top_errors', 'disaster_class', 'write_submission']
 
 # %% ../nbs/11_evaluation.ipynb #042daf91
-from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -254,9 +253,6 @@ def write_submission(
     if probabilities.shape != (len(ids), 2):
         problem = f"{len(ids)} ids, but probabilities of shape {list(probabilities.shape)}"
         raise BertlabError(problem, path, hint="Give a row of two probabilities for each id")
-    if (odd := next((i for i, n in Counter(ids).items() if n > 1 or not str(i).strip()), None)) is not None:
-        problem = f"the id {odd!r} occurs twice" if str(odd).strip() else "an id is missing"
-        raise BertlabError(problem, path, hint="Give each text an id of its own, as Kaggle's test.csv does")
     target = (probabilities.argmax(1) == disaster_class(names)).astype(int)
     with atomic_path(path) as tmp_path:
         pd.DataFrame({"id": ids, "target": target}).to_csv(tmp_path, index=False, lineterminator="\n")

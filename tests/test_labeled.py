@@ -225,11 +225,11 @@ def test_a_submission_of_another_classifier_is_refused(tmp_path, names):
     assert not (tmp_path / "s.csv").exists()
 
 
-@pytest.mark.parametrize(
-    "ids, says", [(["7", "8", "7"], "'7' occurs twice"), (["7", " ", "8"], "is missing")]
-)
-def test_a_submission_has_each_id_once(tmp_path, ids, says):
-    assert_error(lambda: write_submission(tmp_path / "s.csv", ids, np.eye(2)[[0, 1, 0]], ["0", "1"]), says)
+@pytest.mark.parametrize("second, says", [("7", "the id occurred before"), (" ", "the id is missing")])
+def test_a_submission_has_each_id_once(table, second, says):
+    path = table(f"id,keyword,text\n7,,fire\n{second},,song\n8,,smoke\n", "test.csv")
+    assert_error(lambda: read_tweets(path, need_ids=True), "test.csv, row 3", says)
+    assert len(read_tweets(path)) == 3
 
 
 # ---------------------------------------------------------------- splits

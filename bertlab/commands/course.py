@@ -342,10 +342,7 @@ def _write_submission(model: Path, path: Path, out: Path):
     from bertlab.finetuning import load_classifier, predict
 
     classifier, tokenizer = load_classifier(model)
-    tweets = read_tweets(path)
-    if "id" not in tweets:
-        hint = "Choose Kaggle's test.csv: a submission names its ids"
-        raise BertlabError("has no column 'id'", path, 1, hint)
+    tweets = read_tweets(path, need_ids=True)
     disaster = disaster_class(classifier.labels)
     store = _store_texts(tweet_inputs(tweets), tokenizer, classifier.encoder.config.max_len)
     probabilities = predict(classifier.to(default_device()), store)

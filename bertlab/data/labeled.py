@@ -296,8 +296,19 @@ TWEET_CLASSES = ("ordinary", "disaster")  # what Kaggle's targets 0 and 1 mean
 _TARGETS = {"0": 0, "0.0": 0, "1": 1, "1.0": 1}
 
 
+def _check_ids(frame: pd.DataFrame, path: Path):
+    "Refuse a table in which a row has no id of its own."
+    if "id" not in frame:
+        hint = "Choose Kaggle's test.csv: a submission names its ids"
+        raise BertlabError("has no column 'id'", path, 1, hint)
+    ids = frame["id"].str.strip()
+    _refuse(ids == "", "the id is missing", path)
+    _refuse(ids.duplicated(), "the id occurred before", path)
+
+
 def read_tweets(
     path: str | Path,  # train.csv, test.csv, or a folder with train.csv in it
+    need_ids: bool = False,  # as a submission does
 ) -> pd.DataFrame:  # id, keyword, location, text, target, group; test.csv has no target
     "Kaggle's disaster tweets, cleaned; near-duplicates have the same number in `group`."
     path = Path(path) / "train.csv" if Path(path).is_dir() else Path(path)
@@ -309,6 +320,8 @@ def read_tweets(
         raise BertlabError(f"column {missing!r} is missing; there are {there}", path, 1, hint)
     if frame.empty:
         raise BertlabError("there is no row under the header", path, 1, "Download it again from Kaggle")
+    if need_ids:
+        _check_ids(frame, path)
     if "target" in frame:
         wrong = ~frame["target"].str.strip().isin(_TARGETS)
         if wrong.any():
