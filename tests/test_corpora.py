@@ -814,3 +814,10 @@ def test_frames_that_zstd_skips(tmp_path, size):
         skippable + zstd_compress(b"one\n") + skippable + zstd_compress(b"two")
     )
     assert list(readers.read_text(tmp_path / "a.txt.zst")) == ["one", "two"]
+
+
+def test_a_pair_that_may_be_shifted_is_told(tmp_path):
+    (tmp_path / "a.tsv").write_text("ko\ten\tnote\n가\tone\tx\n나\ttwo\n", encoding="utf8")
+    skipped = SkipCounts()
+    assert list(readers.read_pairs(tmp_path / "a.tsv", skipped)) == [("가", "one"), ("나", "two")]
+    assert dict(skipped) == {"kept, but with fewer cells than the header": 1}

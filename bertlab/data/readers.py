@@ -19,7 +19,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 
 from ..core.files import BertlabError, read_json
@@ -87,8 +87,8 @@ def table_delimiter(
 def _csv_rows(lines: Iterable[str], delimiter: str, path: str | Path) -> Iterator[tuple[int, list[str]]]:
     "Rows as Python's csv reads them, numbered from 1; quotes that do not match raise a BertlabError."
     csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE))
-    row, reader = 0, csv.reader((line + "\n" for line in lines), delimiter=delimiter, strict=True)
-    while True:
+    reader = csv.reader((line + "\n" for line in lines), delimiter=delimiter, strict=True)
+    for row in count(1):
         try:
             cells = next(reader, None)
         except csv.Error as e:
@@ -96,10 +96,9 @@ def _csv_rows(lines: Iterable[str], delimiter: str, path: str | Path) -> Iterato
             hint = 'Put the cell into quotes and double each quote inside: "say ""hello"""'
             if "new-line" in str(e):  # the reader takes a carriage return for a line end, as old Macs did
                 problem, hint = "a cell holds a carriage return", "Put the cell into quotes, or remove it"
-            raise BertlabError(problem, path, row + 1, hint) from None
+            raise BertlabError(problem, path, row, hint) from None
         if cells is None:
             return
-        row += 1
         yield row, cells
 
 # %% ../../nbs/data/03_readers.ipynb #64a456ac
@@ -229,6 +228,8 @@ def read_pairs(
         elif not (cells[ko].strip() and cells[en].strip()):
             skipped.add("empty cell", path, row)
         else:
+            if len(cells) < len(header):
+                skipped.add("kept, but with fewer cells than the header", path, row)
             yield cells[ko].strip(), cells[en].strip()
 
 # %% ../../nbs/data/03_readers.ipynb #521ceb34
@@ -283,7 +284,8 @@ def _open_workbook(path: Path):
     content = path.read_bytes()
     if path.suffix.lower() == ".zip":
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            inside = [n for n in archive.namelist() if n.endswith(".xlsx") and not n.startswith("__MACOSX")]
+            names = [name for name in archive.namelist() if not name.startswith("__MACOSX")]
+            inside = [name for name in names if name.lower().endswith(".xlsx")]
             if len(inside) != 1:
                 hint = "Unzip it, or zip each workbook by itself"
                 raise BertlabError(f"holds {len(inside)} workbooks, not one", path, hint=hint)
@@ -331,8 +333,7 @@ def _sheet_rows(path: Path, skipped: SkipCounts) -> Iterator[tuple[int, str, str
             else:
                 yield row, cells[ko], cells[en], ids is None or cells[ids].isdecimal()
     if not n_sheets:
-        hint = "Unhide the sheet with the sentences"
-        raise first_problem or BertlabError("holds no visible sheet", path, hint=hint)
+        raise first_problem or BertlabError("holds no visible sheet", path, hint="Unhide that of the sentences")
 
 # %% ../../nbs/data/03_readers.ipynb #261fc8e0
 def _read_workbook(path: Path, skipped: SkipCounts) -> Iterator[tuple[int, str, str]]:
@@ -360,11 +361,10 @@ def read_aihub(
     seen = set()  # of hashes, not of texts: 1.6 million of them fit into 150 MB
     for path in corpus_files(folder, FILE_SUFFIXES["aihub"]):
         for row, korean, english in _read_workbook(path, skipped):
-            known = len(seen)
-            seen.add(hash((korean, english)))
-            if len(seen) == known:
+            if (key := hash((korean, english))) in seen:
                 skipped.add("the pair occurred before", path, row)
             else:
+                seen.add(key)
                 yield korean, english
 
 # %% ../../nbs/data/03_readers.ipynb #7e2f65d7
