@@ -333,7 +333,7 @@ def _sheet_rows(path: Path, skipped: SkipCounts) -> Iterator[tuple[int, str, str
             else:
                 yield row, cells[ko], cells[en], ids is None or cells[ids].isdecimal()
     if not n_sheets:
-        raise first_problem or BertlabError("holds no visible sheet", path, hint="Unhide that of the sentences")
+        raise first_problem or BertlabError("holds no visible sheet", path, hint="Unhide the one to read")
 
 # %% ../../nbs/data/03_readers.ipynb #261fc8e0
 def _read_workbook(path: Path, skipped: SkipCounts) -> Iterator[tuple[int, str, str]]:
