@@ -169,6 +169,9 @@ def test_rows_are_counted_as_a_spreadsheet_counts_them(table):
         ("0 1", "1"),
         ("0.0 1.0", "1.0"),
         ("-1 1", "1"),
+        ("1 2", "2"),
+        ("1.0 2.0", "2.0"),
+        ("0 4", "4"),
         ("ham spam", "spam"),
         ("no yes", "yes"),
         ("neg pos", "pos"),
@@ -451,3 +454,10 @@ def test_near_copies_are_the_reason_that_is_said(table):
     rows = "".join(f"order {i} is {'late' if i % 2 else 'here'},{'xy'[i % 2]}\n" for i in range(16))
     data = read_labeled(table("text,label\n" + rows))
     assert_error(lambda: holdout(data, 0.25), "1 different texts", "with the same letters, count as one")
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.json.gz", "T.XLSX", "t.parquet"])
+def test_other_formats_are_named(table, name):
+    assert_error(
+        lambda: read_labeled(table('{"text": "a, b", "label": "x"}\n', name)), name, "Save it as a .csv"
+    )

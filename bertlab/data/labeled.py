@@ -40,11 +40,17 @@ def _misfit(header: list[str], rows: list[tuple[int, list[str]]]) -> tuple[int, 
     return next(((row, cells) for row, cells in rows if len(cells) != width), None)
 
 # %% ../../nbs/data/05_labeled.ipynb #3606613b
+_OTHER_FORMATS = (".json", ".jsonl", ".ndjson", ".xlsx", ".xls", ".parquet", ".arrow", ".pdf", ".docx")
+
+
 def read_frame(
     path: str | Path,  # .csv or .tsv, plain, .gz or .zst
 ) -> pd.DataFrame:  # of str; its index holds the row numbers, the header being row 1
     "A table with a header, exactly as it is written."
     path = check_file(path)
+    if path.name.lower().removesuffix(".gz").removesuffix(".zst").endswith(_OTHER_FORMATS):
+        hint = "Save it as a .csv with the columns text and label"
+        raise BertlabError("is not a table in text", path, hint=hint)
     rows = list(read_table(path))
     header, rows = (rows[0][1], rows[1:]) if rows else ([], [])
     if doubled := next((name for name in header if name and header.count(name) > 1), None):
@@ -61,9 +67,6 @@ def read_frame(
     return pd.DataFrame(cells, columns=header, index=[row for row, _ in rows], dtype=object)
 
 # %% ../../nbs/data/05_labeled.ipynb #933e90aa
-_OTHER_FORMATS = (".json", ".jsonl", ".ndjson", ".xlsx", ".xls", ".parquet", ".arrow", ".pdf", ".docx")
-
-
 def read_texts(
     source: str,  # a .csv or .tsv with a column text, a file with a text per line, or - for standard input
 ) -> list[str]:
@@ -150,8 +153,10 @@ def positive_class(
     names: Sequence[str],  # two
     counts: Sequence[int] = (1, 1),  # how many texts each has
 ) -> tuple[str, str]:  # the name of the positive class, and why it is that one
-    "The positive one of two classes: by its name, by its opposite's name, or because it is rarer."
+    "The positive one of two classes: the greater number, by its or the other's name, or because it is rarer."
     bare = [re.sub(r"^(-?\d+)\.0+$", r"\1", name.strip().casefold()) for name in names]  # 1.0 is 1
+    if all(re.fullmatch(r"-?\d+(\.\d+)?", name) for name in bare) and float(bare[0]) != float(bare[1]):
+        return max(names, key=float), "the greater number"  # also of 1 and 2, as reviews are labelled
     for known, pick in ((POSITIVE_NAMES, 0), (NEGATIVE_NAMES, 1)):
         if (bare[0] in known) != (bare[1] in known):
             return names[(bare[1] in known) ^ pick], "by its name" if not pick else "by the name of the other"
