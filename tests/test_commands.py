@@ -21,7 +21,7 @@ from bertlab.bpe import train_tokenizer
 from bertlab.commands.course import format_predictions
 from bertlab.encoder import EncoderConfig
 from bertlab.finetuning import Classifier, load_classifier, save_classifier
-from bertlab.mlm import MaskedLM, save_model
+from bertlab.mlm import MaskedLM, load_model, save_model
 from bertlab.token_store import in_memory_store
 
 ENV = os.environ | {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
@@ -676,3 +676,14 @@ def test_data_says_what_a_model_will_not_read(home, capsys):
     assert "words of more than 1,000 characters, which will be cut: 3" in told
     assert cli.main(["data", "text.txt"]) == 0
     assert "note" not in capsys.readouterr().out
+
+
+def test_a_model_that_computes_no_numbers_gives_no_answer(home, capsys):
+    "Seen before: the first class, with the probability NaN, which is not JSON either."
+    for name, load, save in (("clf", load_classifier, save_classifier), ("mlm", load_model, save_model)):
+        model, tokenizer = load(home / name)
+        for weight in model.parameters():
+            weight.data *= 1e30
+        save(model, tokenizer, home / name)
+    assert "computes NaN" in fails(capsys, "predict", "clf", "a fire", "--format", "json")
+    assert "computes NaN" in fails(capsys, "fill-mask", "mlm", "a [MASK]")
