@@ -53,6 +53,9 @@ def per_class_scores(
     return pd.DataFrame(columns, index=pd.Index(names, name="class"))
 
 # %% ../nbs/11_evaluation.ipynb #ad00add0
+_DIFFERENT = "different texts (those of one group, or with the same letters, count as one)"
+
+
 def _groups_of_smallest_class(data: LabeledTexts) -> int:
     "How many groups the class with the fewest groups has."
     return min(len(np.unique(data.groups[data.labels == c])) for c in range(len(data.names)))
@@ -68,7 +71,7 @@ def kfold(
 
     smallest = _groups_of_smallest_class(data)
     if not 2 <= folds <= smallest:
-        problem = f"cannot make {folds} folds: the smallest class has {smallest} different texts"
+        problem = f"cannot make {folds} folds: the smallest class has {smallest} {_DIFFERENT}"
         raise BertlabError(problem, hint="Choose at least 2 folds, and label more texts of that class")
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     return list(splitter.split(data.labels, data.labels, data.groups))
@@ -84,7 +87,7 @@ def holdout(
         problem = f"the fraction to validate on is {valid}"
         raise BertlabError(problem, hint="Choose a number between 0 and 1")
     if (smallest := _groups_of_smallest_class(data)) < 2:
-        problem = f"cannot be split: the smallest class has {smallest} different texts"
+        problem = f"cannot be split: the smallest class has {smallest} {_DIFFERENT}"
         raise BertlabError(problem, hint="Label more texts of that class")
     groups = np.unique(data.groups, return_inverse=True)[1]
     counts = np.zeros((groups.max() + 1, len(data.names)), dtype=np.int64)  # [groups, classes]: texts
@@ -232,8 +235,10 @@ def disaster_class(
         next((target for target, known in _TARGET_NAMES.items() if name.strip().casefold() in known), None)
         for name in names
     ]
-    if len(names) == 2 and "1" in targets and targets.count("1") == 1:
-        return targets.index("1")
+    if len(names) == 2 and targets.count("1") == 1:
+        found = targets.index("1")
+        if "0" in targets or "disaster" in names[found].casefold():  # "1" or "real" alone may mean anything
+            return found
     problem = f"the classes {', '.join(map(repr, names))} do not say which of them is a disaster"
     raise BertlabError(problem, hint="Train a classifier with the labels ordinary and disaster, or 0 and 1")
 

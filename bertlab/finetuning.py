@@ -300,6 +300,9 @@ def predict(
             batch = inputs.batch(indices[part]).to(device)
             logits = model(batch.ids, batch.layout, n_frozen_layers).cpu().double()
             probabilities[part] = class_probabilities(logits).numpy()
+    if not np.isfinite(probabilities).all():  # else argmax would take the first class for an answer
+        hint = "Its weights are too large: train it again with a lower learning rate"
+        raise BertlabError("the classifier computes NaN", hint=hint)
     return probabilities
 
 

@@ -185,6 +185,9 @@ def fill_mask(
     masked = MaskedBatch(ids, Layout.from_lengths([len(ids)]), rows, ids[rows])
     with eval_mode(model):
         logits = model(masked.to(next(model.parameters()).device)).float().cpu()
+    if not logits.isfinite().all():
+        hint = "Its weights are too large: train it again with a lower learning rate"
+        raise BertlabError("the model computes NaN or infinite numbers", hint=hint)
     p, tokens = logits.softmax(-1).topk(min(top_k, logits.shape[-1]))
     return [[(tokenizer.id_to_token(i), q) for i, q in zip(*row)] for row in zip(tokens.tolist(), p.tolist())]
 

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['PretrainConfig', 'MLMTask', 'training_sentences', 'token_counts', 'unigram_scores', 'pretrain', 'summarize_cuts',
-           'compile_model']
+           'count_words_and_cuts', 'compile_model']
 
 # %% ../nbs/09_pretraining.ipynb #32fc784e
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from .bpe import MAX_WORD_CHARS, chars_per_token
+from .bpe import MAX_WORD_CHARS, chars_per_token, cut_long_words
 from bertlab.core.distributed import (
     broadcast_object,
     check_same_on_ranks,
@@ -247,7 +248,30 @@ def summarize_cuts(
         parts.append(f"{total['empty']:,} sentences without a token")
     if total["cut_words"]:
         parts.append(f"the ends of {total['cut_words']:,} words beyond {MAX_WORD_CHARS:,} characters")
+    for reason, n in corpus.get("skipped", {}).items():
+        if not reason.startswith(("nothing lost", "kept")):
+            parts.append(f"{n:,} x {reason}")
     return "left out: " + ", ".join(parts) if parts else ""
+
+# %% ../nbs/09_pretraining.ipynb #90d4c8f1
+def count_words_and_cuts(
+    corpus: Iterable[tuple[str, str]],  # sentences with their labels
+    max_len: int = EncoderConfig.max_len,  # tokens that a model reads
+) -> tuple[int, list[str]]:  # words; and notes on what will be cut
+    "Read a corpus for its number of words, and for sentences and words that are too long."
+    words = n_long = n_cut = 0
+    for text, _ in corpus:
+        n = text.count(" ") + 1
+        words, n_long, n_cut = words + n, n_long + (n > max_len), n_cut + cut_long_words(text)[1]
+    notes = []
+    if n_long:
+        notes.append(
+            f"sentences of more than {max_len} words: {n_long:,}; what is beyond --max-len tokens "
+            f"({EncoderConfig.max_len} unless you say otherwise) will be cut"
+        )
+    if n_cut:
+        notes.append(f"words of more than {MAX_WORD_CHARS:,} characters, which will be cut: {n_cut:,}")
+    return words, notes
 
 # %% ../nbs/09_pretraining.ipynb #8a3e82cd
 def compile_model(
@@ -271,7 +295,7 @@ def _check_tokenizer(folder: Path, tokenizer: Tokenizer):
 # %% ../nbs/09_pretraining.ipynb #3238f88b
 def _notes(result: dict, unigram: dict, corpus: dict) -> list[str]:
     "What somebody who reads only the scores should know: text that was cut, a model that learnt too little."
-    notes = [summarize_cuts(corpus)]
+    notes = [summarize_cuts(corpus), *corpus.get("notes", [])]
     if result["loss"] > unigram["loss"]:
         notes.append(
             f"the model is worse than token frequencies alone (loss {result['loss']:.3f}, unigram model "

@@ -361,13 +361,14 @@ def in_memory_store(
     max_len: int = 256,  # tokens; longer sentences are cut
 ) -> TokenStore:
     "A small store in memory. Sentence i is row i, as labels need it: without a token it becomes one [UNK]."
-    ids, lengths = encode_texts(list(sentences), tokenizer, max_len)
+    texts = list(sentences)
+    ids, lengths = encode_texts(texts, tokenizer, max_len)
     ids, kept = ids.astype(ids_dtype(tokenizer.get_vocab_size())), np.minimum(lengths, max_len)
     offsets = np.concatenate([[0], np.cumsum(kept)])
     counts = {
         "sentences": len(kept),
         "tokens": len(ids),
-        "truncated": int((lengths > max_len).sum()),
+        "truncated": sum(n > max_len or cut_long_words(s)[1] > 0 for s, n in zip(texts, lengths.tolist())),
         "truncated_tokens": int((lengths - kept).sum()),
     }
     return TokenStore(ids, offsets, counts)

@@ -185,6 +185,7 @@ def _build_parts(split: SplitPairs, tokenizer: Tokenizer, folder: Path, max_len:
             hint="Use more pairs, hold out a larger fraction, or allow longer sentences",
         )
     build_store(chain.from_iterable(held_out["valid"]), tokenizer, folder / "valid", max_len, meta)
+    write_json(folder / "skipped.json", split.pairs.skipped)
     write_json(folder / "test.json", held_out["test"])
 
 # %% ../nbs/14_translation.ipynb #1eb920bf
@@ -201,16 +202,17 @@ def prepare_pairs(
     folder = cache_dir() / "translation" / f"{pairs.name[:40]}-{fingerprint(decides)}"
     split = SplitPairs(pairs, config.held_out_fraction)
     with folder_lock(folder):
-        reused = (folder / "test.json").is_file()
+        reused = all((folder / name).is_file() for name in ("skipped.json", "test.json"))
         tokenizer = _tokenizer_of(config, split, folder)
         if not reused:
             _build_parts(split, tokenizer, folder, max_len)
         stores = (TokenStore.open(folder / part, tokenizer) for part in ("train", "valid"))
         train, valid = (PairStore(store, max_len) for store in stores)
-        test = read_json(folder / "test.json")
+        test, skipped = read_json(folder / "test.json"), read_json(folder / "skipped.json")
     corpus = {"name": pairs.name, "fingerprint": pairs.fingerprint, "source": config.source}
     corpus |= {"fraction": config.fraction, "train_pairs": len(train), "valid_pairs": len(valid)}
     corpus |= {"test_pairs": len(test), "too_long": len(train.store) // 2 - len(train)}
+    corpus |= {"skipped": skipped} if skipped else {}
     return PreparedPairs(tokenizer, train, valid, test, corpus, reused)
 
 # %% ../nbs/14_translation.ipynb #5f4baa90

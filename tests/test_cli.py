@@ -143,7 +143,8 @@ def test_translate_trains_and_translates(tmp_path):
         for i, a in enumerate(names)
         for j, b in enumerate(names)
     ]
-    (tmp_path / "pairs.tsv").write_text("\n".join(["ko\ten", *map("\t".join, pairs)]), encoding="utf8")
+    lines = ["ko\ten", *map("\t".join, pairs), "하나만", "같음\t같음"]
+    (tmp_path / "pairs.tsv").write_text("\n".join(lines), encoding="utf8")
     words = [
         "translate",
         "train",
@@ -173,6 +174,7 @@ def test_translate_trains_and_translates(tmp_path):
     done = bertlab(*words)
     assert done.returncode == 0, done.stderr
     assert "copy the source" in done.stdout and "beam search, 2 beams" in done.stdout
+    assert "left out: 1 x too few columns; 1 x the same on both sides" in done.stdout
     record = json.loads((tmp_path / "run" / "record.json").read_text(encoding="utf8"))
     assert record["kind"] == "translation" and len(record["history"]) == 2
     assert bertlab(*words).stdout == done.stdout  # the record is read, not made again

@@ -10,15 +10,19 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 
 from bertlab import cli
 from bertlab.bpe import train_tokenizer
+from bertlab.commands.course import format_predictions
 from bertlab.encoder import EncoderConfig
 from bertlab.finetuning import Classifier, load_classifier, save_classifier
-from bertlab.mlm import MaskedLM, save_model
+from bertlab.mlm import MaskedLM, load_model, save_model
+from bertlab.token_store import in_memory_store
 
 ENV = os.environ | {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
 BERTLAB = str(Path(sys.executable).parent / "bertlab")
@@ -477,6 +481,69 @@ def test_a_text_that_is_cut_is_told(home, capsys):
     assert "of 1 texts only the first 40 tokens are read" in answers(capsys, "x " * 100, "short")[1]
 
 
+def test_a_word_that_is_cut_is_told_even_if_its_tokens_are_few():
+    "Seen before: of a word of 5,000 letters 4,000 were not read, and nothing said so."
+    tokenizer = train_tokenizer(["x" * 1024] * 9, 10)
+    store = in_memory_store(["x" * 5000, "x" * 1000, "short x"], tokenizer, 256)
+    assert store.manifest["truncated"] == 1 and store.lengths.max() < 256
+
+
+def test_a_translation_of_a_text_that_is_cut_is_told(home, capsys, monkeypatch):
+    "Seen before: `translate` said nothing, `predict` did."
+    model = SimpleNamespace(config=SimpleNamespace(max_len=40), to=lambda device: None)
+    tokenizer = load_classifier(home / "clf")[1]
+    monkeypatch.setattr("bertlab.translation.load_translator", lambda folder: (model, tokenizer))
+    monkeypatch.setattr("bertlab.translation.translate", lambda model, tokenizer, texts, beams: texts)
+    assert cli.main(["translate", "clf", "x " * 100, "short"]) == 0
+    assert "of 1 texts only the first 40 tokens are read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["a\rb", "a\r\nb", "a\nb", ' "a", b ', "a\u2028b", "a\x0cb", "\t"])
+def test_predictions_come_back_from_csv_and_json(text):
+    "Seen before: csv wrote a carriage return without quotes, and read two rows for it."
+    rows = [{"text": text, "label": "x", "p(x)": 1.0}, {"text": "", "label": "x", "p(x)": 0.5}]
+    written = format_predictions(rows, "csv")
+    assert [row["text"] for row in csv.DictReader(io.StringIO(written, newline=""))] == [text, ""]
+    frame = pd.read_csv(io.StringIO(written, newline=""), keep_default_na=False)
+    assert frame.to_dict("records") == rows == json.loads(format_predictions(rows, "json"))
+    assert "\r\n" not in written.replace(text, "")
+
+
+@pytest.mark.parametrize(
+    "content", ["id,text\n1,a\n2,b\n", '"text"\t"label"\na\tx\n', "text,label\n\na,b, c\n"]
+)
+def test_a_table_is_not_read_as_lines(home, capsys, monkeypatch, content):
+    "Seen before: `cat table.csv | bertlab predict RUN -` classified the header, and ids with the texts."
+    (home / "table.txt").write_text(content)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
+    for words in (["--file", "table.txt"], ["-"]):
+        assert "is a table, not a text per line" in fails(capsys, "predict", "clf", *words)
+
+
+def test_lines_with_commas_are_lines(home, capsys):
+    lines = ["some text, text", "a, b", "text,label", "c"]
+    (home / "lines.txt").write_text("\n".join(lines))
+    assert answers(capsys, "--file", "lines.txt")[0] == lines
+
+
+def test_a_submission_needs_ids(home, capsys):
+    "Seen before: KeyError."
+    (home / "no_ids.csv").write_text("keyword,text\nk,a fire\n")
+    words = ["predict", "clf", "--tweets", "no_ids.csv", "--out", "s.csv"]
+    assert "no_ids.csv, row 1: has no column 'id'" in fails(capsys, *words)
+
+
+def test_what_a_corpus_leaves_out_is_told_after_pretraining(home, capsys):
+    "Seen before: half of the documents were damaged, and only `bertlab data` said so."
+    (home / "pile").mkdir()
+    lines = [json.dumps({"text": text}) for text in TEXTS] + ['{"text": 5}'] * 9
+    (home / "pile" / "a.jsonl").write_text("\n".join(lines))
+    (home / "pile" / "b.md").write_text("not of it")
+    assert cli.main(["pretrain", "--corpus", "pile", "--out", "run", *TINY, "--epochs", "1"]) == 0
+    told = capsys.readouterr().out
+    assert "left out: 9 x not a document of the Pile" in told and "these are not read: b.md" in told
+
+
 @pytest.mark.parametrize(
     "name, content, says",
     [
@@ -598,3 +665,26 @@ def test_predictions_replace_no_file_of_any_run_or_model(home, capsys, out):
     before = snapshot(home)
     assert "belongs to a model or a run" in fails(capsys, "predict", "clf", "a text", "--out", out)
     assert snapshot(home) == before
+
+
+def test_data_says_what_a_model_will_not_read(home, capsys):
+    "Seen before: `left out: nothing`, of a text of which three quarters would be cut."
+    lines = ["a short line", "word " * 1000, "x" * 5000, "y" * 2000 + " and " + "z" * 2000]
+    (home / "long.txt").write_text("\n".join(lines))
+    assert cli.main(["data", "long.txt"]) == 0
+    told = capsys.readouterr().out
+    assert "sentences of more than 256 words: 1;" in told
+    assert "words of more than 1,000 characters, which will be cut: 3" in told
+    assert cli.main(["data", "text.txt"]) == 0
+    assert "note" not in capsys.readouterr().out
+
+
+def test_a_model_that_computes_no_numbers_gives_no_answer(home, capsys):
+    "Seen before: the first class, with the probability NaN, which is not JSON either."
+    for name, load, save in (("clf", load_classifier, save_classifier), ("mlm", load_model, save_model)):
+        model, tokenizer = load(home / name)
+        for weight in model.parameters():
+            weight.data *= 1e30
+        save(model, tokenizer, home / name)
+    assert "computes NaN" in fails(capsys, "predict", "clf", "a fire", "--format", "json")
+    assert "computes NaN" in fails(capsys, "fill-mask", "mlm", "a [MASK]")

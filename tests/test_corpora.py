@@ -708,3 +708,116 @@ def test_the_package_needs_no_optional_reader(tmp_path):
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60
     )
     assert "pip install zstandard" in done.stdout, done.stderr
+
+
+# ---------------------------------------------------------------- nothing is left out in silence
+
+
+def test_all_visible_sheets_are_read_and_the_others_counted(tmp_path):
+    "Seen before: the second sheet of sentences was left out without a word."
+    book = openpyxl.Workbook()
+    sheets = [book.active, *(book.create_sheet(name) for name in ("more", "hidden", "goes on", "cover"))]
+    for i, sheet in enumerate(sheets[:3]):
+        for row in (["ID", "원문", "번역문"], [i, f"문장 {i}", f"sentence {i}"]):
+            sheet.append(row)
+    sheets[2].sheet_state = "hidden"
+    for row in ([7, "문장", "no header"], [8, "문장", "here"]):
+        sheets[3].append(row)
+    book.save(tmp_path / "a.xlsx")
+    skipped = SkipCounts()
+    assert list(readers.read_aihub(tmp_path / "a.xlsx", skipped)) == [
+        ("문장 0", "sentence 0"),
+        ("문장 1", "sentence 1"),
+    ]
+    assert dict(skipped) == {"a hidden sheet of sentences": 1, "a sheet without the two columns": 1}
+
+
+def test_the_header_again_is_no_pair(tmp_path):
+    (tmp_path / "a.tsv").write_text("ko\ten\n가\tone\nko\ten\n나\ttwo\n", encoding="utf8")
+    write_workbook(
+        tmp_path / "b.xlsx", ["원문", "번역문"], [("가", "one"), ("원문", "번역문"), ("나", "two")]
+    )
+    for name, read in (("a.tsv", readers.read_pairs), ("b.xlsx", readers.read_aihub)):
+        skipped = SkipCounts()
+        assert list(read(tmp_path / name, skipped)) == [("가", "one"), ("나", "two")]
+        assert dict(skipped) == {"the header again": 1}
+    (tmp_path / "c.csv").write_text("id,text\n1,one\nid,text\n2,two\n")
+    corpus = corpora.open_corpus(tmp_path / "c.csv")
+    assert [t for t, _ in corpus] == ["one", "two"] and dict(corpus.skipped) == {"the header again": 1}
+
+
+def test_pairs_that_are_left_out_are_counted(tmp_path):
+    rows = ["ko\ten", "가\tone", "나", "다\ttwo\tthree", "same\tSame", "\u200b\tfour", "라\tfive"]
+    (tmp_path / "a.tsv").write_text("\n".join(rows), encoding="utf8")
+    pairs = Pairs(tmp_path / "a.tsv")
+    for _ in range(2):
+        assert list(pairs) == [("가", "one"), ("라", "five")] and sum(pairs.skipped.values()) == 4
+    (tmp_path / "b.csv").write_text("ko,en\n가,one\n", encoding="utf8")
+    assert_error(lambda: Pairs(tmp_path / "b.csv"), "b.csv", "a .tsv with the columns ko and en")
+
+
+def test_long_texts_of_a_table_are_split_like_long_lines(tmp_path):
+    "Seen before: all but the first sentences of a review were cut off by the length of the model."
+    sentences = [f"This is the sentence with the number {c}." for c in "abcdefghij"]
+    (tmp_path / "a.csv").write_text(f'text\n"{" ".join(sentences)}"\nShort. It stays one.\n')
+    corpus = corpora.open_corpus(tmp_path / "a.csv")
+    assert [t for t, _ in corpus] == [*map(str.lower, sentences), "short. it stays one."]
+    assert dict(corpus.skipped) == {"nothing lost: a long line, split into sentences": 1}
+
+
+@pytest.mark.parametrize(
+    "content", ["a one\rb two\rc three", "a one\rb two\rc three\n", "a one\rb two\r\nc three"]
+)
+def test_lines_of_old_macs(tmp_path, content):
+    (tmp_path / "a.txt").write_bytes(content.encode())
+    assert list(readers.read_text(tmp_path / "a.txt")) == ["a one", "b two", "c three"]
+
+
+def test_a_carriage_return_in_a_line_is_a_space(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"one\r\ntwo\rparts\r\nthree\r\nfour\r\n")
+    assert [t for t, _ in corpora.open_corpus(tmp_path / "a.txt")] == ["one", "two parts", "three", "four"]
+
+
+def test_names_in_capitals_and_what_else_lies_in_a_folder(tmp_path):
+    "Seen before: B.TXT was not read, and nothing said so."
+    for name, content in (("a.txt", b"one"), ("B.TXT", b"two"), ("c.Txt.GZ", gzip.compress(b"three"))):
+        (tmp_path / name).write_bytes(content)
+    corpus = corpora.open_corpus(tmp_path)
+    assert sorted(t for t, _ in corpus) == ["one", "three", "two"] and corpus.notes == ()
+    (tmp_path / "d.md").write_text("four")
+    (tmp_path / "more").mkdir()
+    (tmp_path / ".hidden").write_text("x")
+    corpus = corpora.open_corpus(tmp_path)
+    assert [note.partition("not read: ")[2] for note in corpus.notes] == ["d.md, more"]
+    assert corpus.describe()["notes"] == list(corpus.notes)
+
+
+def test_the_first_key_that_holds_text(tmp_path):
+    lines = [{"text": " ", "content": "One."}, {"text": "Two.", "content": "x"}, {"text": ""}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert [t for t, _ in readers.read_pile(tmp_path)] == ["One.", "Two."]
+
+
+@pytest.mark.parametrize(
+    "content", ['[{"text": "a"},\n{"text": "b"}]', '{\n "text": "a"\n}', '{"text": "a"},\n']
+)
+def test_json_that_is_not_one_object_per_line(tmp_path, content):
+    (tmp_path / "a.jsonl").write_text(content)
+    assert_error(lambda: list(readers.read_pile(tmp_path)), "Write one JSON object per line")
+
+
+@pytest.mark.parametrize("size", [4, 9000])
+def test_frames_that_zstd_skips(tmp_path, size):
+    "As pzstd writes them between its frames."
+    skippable = (0x184D2A50).to_bytes(4, "little") + size.to_bytes(4, "little") + b"x" * size
+    (tmp_path / "a.txt.zst").write_bytes(
+        skippable + zstd_compress(b"one\n") + skippable + zstd_compress(b"two")
+    )
+    assert list(readers.read_text(tmp_path / "a.txt.zst")) == ["one", "two"]
+
+
+def test_a_pair_that_may_be_shifted_is_told(tmp_path):
+    (tmp_path / "a.tsv").write_text("ko\ten\tnote\n가\tone\tx\n나\ttwo\n", encoding="utf8")
+    skipped = SkipCounts()
+    assert list(readers.read_pairs(tmp_path / "a.tsv", skipped)) == [("가", "one"), ("나", "two")]
+    assert dict(skipped) == {"kept, but with fewer cells than the header": 1}

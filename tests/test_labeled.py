@@ -169,6 +169,9 @@ def test_rows_are_counted_as_a_spreadsheet_counts_them(table):
         ("0 1", "1"),
         ("0.0 1.0", "1.0"),
         ("-1 1", "1"),
+        ("1 2", "2"),
+        ("1.0 2.0", "2.0"),
+        ("0 4", "4"),
         ("ham spam", "spam"),
         ("no yes", "yes"),
         ("neg pos", "pos"),
@@ -204,20 +207,32 @@ def test_per_class_scores():
     assert scores["texts"].tolist() == [3, 1]
 
 
-@pytest.mark.parametrize("names, at", [(["disaster", "ordinary"], 0), (["0", "1"], 1), (["1.0", "0.0"], 0)])
+@pytest.mark.parametrize(
+    "names, at",
+    [(["disaster", "ordinary"], 0), (["0", "1"], 1), (["1.0", "0.0"], 0), (["else", "Disaster"], 1)],
+)
 def test_a_submission_goes_by_the_name_of_the_class(tmp_path, names, at):
     assert disaster_class(names) == at
     write_submission(tmp_path / "s.csv", ["7"], np.eye(2)[[at]], names)
     assert (tmp_path / "s.csv").read_text() == "id,target\n7,1\n"
 
 
-@pytest.mark.parametrize("names", [["ham", "spam"], ["a", "b"], ["1", "yes"], ["0", "1", "2"]])
+@pytest.mark.parametrize(
+    "names", [["ham", "spam"], ["a", "b"], ["1", "yes"], ["0", "1", "2"], ["1", "2"], ["fake", "real"]]
+)
 def test_a_submission_of_another_classifier_is_refused(tmp_path, names):
     assert_error(lambda: disaster_class(names), names[0], "Train a classifier")
     probabilities = np.full((1, 2), 0.5)
     if len(names) == 2:
         assert_error(lambda: write_submission(tmp_path / "s.csv", ["7"], probabilities, names), "say which")
     assert not (tmp_path / "s.csv").exists()
+
+
+@pytest.mark.parametrize("second, says", [("7", "the id occurred before"), (" ", "the id is missing")])
+def test_a_submission_has_each_id_once(table, second, says):
+    path = table(f"id,keyword,text\n7,,fire\n{second},,song\n8,,smoke\n", "test.csv")
+    assert_error(lambda: read_tweets(path, need_ids=True), "test.csv, row 3", says)
+    assert len(read_tweets(path)) == 3
 
 
 # ---------------------------------------------------------------- splits
@@ -355,3 +370,94 @@ def test_texts_with_two_labels_are_counted(table):
 def test_a_blank_group_is_empty(table):
     content = "text,label,group\nfire,yes,a\nsong,no, \n"
     assert_error(lambda: read_labeled(table(content)), "row 3", "the group is empty")
+
+
+# ---------------------------------------------------------------- put together, exported, typed by hand
+
+
+@pytest.mark.parametrize("name, mark", [("t.csv", ","), ("t.tsv", "\t")])
+def test_the_header_again_is_no_text(table, name, mark):
+    "Seen before: two files put together had a third class, label, with the text text."
+    content = "text,label\nfire,yes\ntext, label\nsong,no\n".replace(",", mark)
+    assert_error(lambda: read_labeled(table(content, name)), "row 3", "the header again", "Remove")
+
+
+@pytest.mark.parametrize("content", ['text\na\n""\nb\n', '"text"\r\n"a"\r\n""\r\n"b"\r\n'])
+def test_an_empty_cell_is_a_row_and_a_blank_line_is_none(table, content):
+    "As Python's csv and pandas write a column with an empty text in it. Seen before: left out."
+    assert read_frame(table(content))["text"].tolist() == ["a", "", "b"]
+    assert read_frame(table(content.replace('""', "")))["text"].tolist() == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "content, name, says",
+    [
+        ('"text";"label"\n"a";"x"\n', "t.csv", "separated by semicolons"),
+        ('"text"\t"label"\n"a"\t"x"\n', "t.csv", "separated by tabs"),
+        ("text,label\na,x\n", "t.tsv", "separated by commas. Separate the columns by tabs, or let the name"),
+    ],
+)
+def test_the_delimiter_shows_in_a_quoted_header_too(table, content, name, says):
+    "Seen before: that the quotes do not match."
+    assert_error(lambda: read_labeled(table(content, name)), "row 1", says)
+
+
+@pytest.mark.parametrize("end", ["\r", "\r\n", "\n"])
+@pytest.mark.parametrize("last", ["", "\n"])
+def test_old_line_ends_with_a_newer_one_at_the_end(table, end, last):
+    rows = [f"text {c},{'xy'[i % 2]}" for i, c in enumerate("abcd")]
+    data = read_labeled(table(end.join(["text,label", *rows]) + (last or end)))
+    assert data.texts == [row.split(",")[0] for row in rows]
+
+
+def test_a_carriage_return_in_a_cell_is_named(table):
+    content = "text,label\nfine\rfilm,x\nbad,y\n"
+    assert_error(lambda: read_labeled(table(content)), "row 2", "carriage return", "into quotes")
+    quoted = 'text,label\n"fine\rfilm",x\nbad,y\n'
+    assert read_labeled(table(quoted)).texts == ["fine\rfilm", "bad"]
+
+
+def test_labels_that_differ_in_quotes_are_named(table):
+    data = read_labeled(table('text,label\na, "x"\nb,"x"\nc,y\n'))  # a space before a quote
+    assert len(data.names) == 3 and any("different classes" in note for note in data.notes)
+
+
+def test_a_table_with_a_keyword_says_that_it_is_read_as_tweets(table):
+    "Seen before: the labels of somebody's own table became ordinary and disaster without a word."
+    data = read_labeled(table("text,keyword,target\nbuy,a,0\nsell,b,1\n"))
+    assert any("read as Kaggle's disaster tweets" in note for note in data.notes)
+    path = table("text,keyword,target\nbuy,a,spam\nsell,b,ham\n")
+    assert_error(lambda: read_labeled(path), "row 2", "call the column label")
+    assert read_labeled(table("text,keyword,label\nbuy,a,0\nsell,b,1\n")).texts == ["buy", "sell"]
+
+
+@pytest.mark.parametrize("value", [b"fire", ["fire", "smoke"], {"a": 1}, np.array([1, 2])])
+@pytest.mark.parametrize("column", ["text", "label"])
+def test_values_that_are_no_strings_are_refused(column, value):
+    "Seen before: str() of them, such as b'fire'."
+    frame = pd.DataFrame({"text": ["a", "b", "c"], "label": ["x", "y", "x"]}, dtype=object)
+    frame.at[1, column] = value
+    assert_error(lambda: validate_labels(frame), "row 2", f"the {column} is no string")
+
+
+def test_a_table_with_names_of_several_parts_is_refused():
+    frame = pd.DataFrame([["a", "x"]], columns=pd.MultiIndex.from_tuples([("text", ""), ("label", "")]))
+    assert_error(lambda: read_labeled(frame), "several parts")
+
+
+def test_labels_beyond_the_whole_numbers_of_a_float_stay_apart():
+    frame = pd.DataFrame({"text": ["a", "b", "c"], "label": [1e20, 2e20, 1e20]})
+    assert validate_labels(frame).names == ("1e+20", "2e+20")
+
+
+def test_near_copies_are_the_reason_that_is_said(table):
+    rows = "".join(f"order {i} is {'late' if i % 2 else 'here'},{'xy'[i % 2]}\n" for i in range(16))
+    data = read_labeled(table("text,label\n" + rows))
+    assert_error(lambda: holdout(data, 0.25), "1 different texts", "with the same letters, count as one")
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.json.gz", "T.XLSX", "t.parquet"])
+def test_other_formats_are_named(table, name):
+    assert_error(
+        lambda: read_labeled(table('{"text": "a, b", "label": "x"}\n', name)), name, "Save it as a .csv"
+    )

@@ -10,13 +10,13 @@ __all__ = ['study_command', 'data_command', 'print_notes', 'record_errors', 'pre
 # %% ../../nbs/commands/01_course.ipynb #62de1dfa
 import contextlib
 import csv
-import io
 import json
 import os
 import sys
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 from ..core.files import BertlabError
@@ -67,12 +67,14 @@ def data_command(argv: list[str]):
     known = {**MANUAL_DATASETS, **HUB_DATASETS}
     if args.name in known and not Path(args.name).exists() and download_corpus(args.name) is None:
         return
+    from bertlab.pretraining import count_words_and_cuts
+
     corpus = open_corpus(args.name)
-    words = sum(text.count(" ") + 1 for text, _ in corpus)
+    words, cuts = count_words_and_cuts(corpus)
     for label, count in corpus.counts.most_common():
         print(f"{count:>12,} sentences  {label}")
     print(f"{corpus.counts.total():>12,} sentences, {words:,} words\nleft out: {corpus.skipped}")
-    print_notes(corpus.notes)
+    print_notes([*corpus.notes, *cuts])
 
 # %% ../../nbs/commands/01_course.ipynb #c9303c7d
 def print_notes(
@@ -186,10 +188,10 @@ def _announce_finetuning(model: Path, data, args) -> str:  # what is cut off the
     encoder, tokenizer = load_encoder(model)
     train, max_len = holdout(data, args.valid)[0], encoder.config.max_len
     store = in_memory_store(data.texts, tokenizer, max_len)
-    lengths = store.lengths[train]
-    print(announce_finetuning(args.config, encoder.config, lengths, default_device()), flush=True)
+    told = announce_finetuning(args.config, encoder.config, store.lengths[train], default_device())
+    print(told, flush=True)
     cut = store.manifest["truncated"]
-    return f"left out: the ends of {cut:,} texts beyond {max_len} tokens" if cut else ""
+    return f"left out: the ends of {cut:,} texts beyond {max_len} tokens, or of endless words" if cut else ""
 
 # %% ../../nbs/commands/01_course.ipynb #8e4b519f
 def class_rows(
@@ -257,11 +259,8 @@ def predict_command(argv: list[str]):
     out = args.out or (Path("submission.csv") if args.tweets else None)
     suffixes = (".csv",) if args.tweets else (".csv", ".json")
     if out and (out.is_dir() or out.suffix not in suffixes):
-        problem, hint = (
-            "is not a file to write predictions to",
-            f"Give a name ending in {' or '.join(suffixes)}",
-        )
-        raise BertlabError(problem, out, hint=hint)
+        hint = f"Give a name ending in {' or '.join(suffixes)}"
+        raise BertlabError("is not a file to write predictions to", out, hint=hint)
     from bertlab.core.files import atomic_path, check_output_path
 
     if out:
@@ -282,6 +281,17 @@ def predict_command(argv: list[str]):
     print(f"{len(rows):,} texts: {out}")
 
 # %% ../../nbs/commands/01_course.ipynb #353c52f8
+def _store_texts(texts: list[str], tokenizer, max_len: int):
+    "The tokens of some texts; that some are cut is told."
+    from bertlab.token_store import in_memory_store
+
+    store = in_memory_store(texts, tokenizer, max_len)
+    if cut := store.manifest["truncated"]:
+        told = f"of {cut:,} texts only the first {max_len} tokens are read, or parts of endless words"
+        print(f"note: {told}", file=sys.stderr)
+    return store
+
+
 def predict_rows(
     model: Path,  # folder of a classifier
     texts: list[str],
@@ -289,13 +299,10 @@ def predict_rows(
     "Predictions as rows of a table."
     from bertlab.core.records import default_device
     from bertlab.finetuning import load_classifier, predict
-    from bertlab.token_store import in_memory_store
 
     classifier, tokenizer = load_classifier(model)
-    names, rows, max_len = classifier.labels, [], classifier.encoder.config.max_len
-    store = in_memory_store(texts, tokenizer, max_len)
-    if cut := store.manifest["truncated"]:
-        print(f"note: of {cut:,} texts only the first {max_len} tokens are read", file=sys.stderr)
+    names, rows = classifier.labels, []
+    store = _store_texts(texts, tokenizer, classifier.encoder.config.max_len)
     for text, p in zip(texts, predict(classifier.to(default_device()), store)):
         chances = {f"p({name})": round(float(q), 6) for name, q in zip(names, p)}
         rows.append({"text": text, "label": names[p.argmax()], **chances})
@@ -310,11 +317,11 @@ def format_predictions(
     if format == "json":
         return json.dumps(rows, ensure_ascii=False, indent=1) + "\n"
     if format == "csv":
-        lines = io.StringIO()
-        writer = csv.DictWriter(lines, list(rows[0]), lineterminator="\n")
+        lines = []  # with \r\n at their ends, as only then Python's csv puts a text with \r into quotes
+        writer = csv.DictWriter(SimpleNamespace(write=lines.append), list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-        return lines.getvalue()
+        return "".join(line.removesuffix("\r\n") + "\n" for line in lines)
     from bertlab.core.reporting import format_table
 
     shown = [{**{k: v for k, v in row.items() if k != "text"}, "text": _shorten(row["text"])} for row in rows]
@@ -332,17 +339,25 @@ def _write_submission(model: Path, path: Path, out: Path):
     from bertlab.core.records import default_device
     from bertlab.data.labeled import read_tweets, tweet_inputs
     from bertlab.evaluation import disaster_class, write_submission
-    from bertlab.finetuning import classify, load_classifier
+    from bertlab.finetuning import load_classifier, predict
 
     classifier, tokenizer = load_classifier(model)
-    tweets = read_tweets(path)
+    tweets = read_tweets(path, need_ids=True)
     disaster = disaster_class(classifier.labels)
-    probabilities = classify(classifier.to(default_device()), tokenizer, tweet_inputs(tweets))
+    store = _store_texts(tweet_inputs(tweets), tokenizer, classifier.encoder.config.max_len)
+    probabilities = predict(classifier.to(default_device()), store)
     write_submission(out, tweets["id"].tolist(), probabilities, classifier.labels)
     found = int((probabilities.argmax(1) == disaster).sum())
     print(f"{len(tweets):,} tweets, {found:,} of them {classifier.labels[disaster]!r}: {out}")
 
 # %% ../../nbs/commands/01_course.ipynb #7a542539
+def _skipped_pairs(corpus: dict) -> list[str]:
+    "A note on the pairs that were left out when a corpus was prepared, if there are any."
+    counts = {**corpus.get("skipped", {}), "too long for the model": corpus["too_long"]}
+    parts = [f"{n:,} x {reason}" for reason, n in counts.items() if n and not reason.startswith("kept")]
+    return [f"left out: {'; '.join(parts)}"] if parts else []
+
+
 def _train_translator(argv: list[str]):
     "Train a translator on a parallel corpus. Stopped and typed again, it goes on where it was."
     import torch
@@ -371,7 +386,9 @@ def _train_translator(argv: list[str]):
     record = train_translator(args.config, check_run_folder(args.out, *inputs), args.tensorboard)
     with record_errors(args.out / "record.json"):
         rows = [{"system": name, **scores} for name, scores in record["result"].items()]
-    print(f"{format_table(rows)}\n\nmodel: {args.out / 'model'}")
+        print(format_table(rows))
+        print_notes(_skipped_pairs(record["corpus"]))
+    print(f"\nmodel: {args.out / 'model'}")
 
 # %% ../../nbs/commands/01_course.ipynb #a1d01e92
 def translate_command(argv: list[str]):
@@ -404,6 +421,7 @@ def translate_command(argv: list[str]):
     is_piped = args.file or args.texts == ("-",)
     texts = read_texts(args.file or "-") if is_piped else [replace_surrogates(t) for t in args.texts]
     model, tokenizer = load_translator(args.model)
+    _store_texts(texts, tokenizer, model.config.max_len)
     print("\n".join(translate(model.to(default_device()), tokenizer, texts, args.num_beams)))
 
 # %% ../../nbs/commands/01_course.ipynb #830a2bce
@@ -424,7 +442,6 @@ def export_command(argv: list[str]):
     check_output_path(args.to, args.model)
     if find_spec("transformers") is None:
         raise BertlabError("transformers is not installed", hint="Run: pip install 'bertlab[interop]'")
-    from bertlab.core.files import check_output_path
     from bertlab.export import export_model
 
     print(export_model(args.model, check_output_path(args.to, args.model)))

@@ -25,7 +25,6 @@ from ..core.files import BertlabError, cache_dir, fingerprint, read_json, write_
 from .docstrings import build_docstring_corpus, docstrings
 from bertlab.data.readers import (
     FILE_SUFFIXES,
-    LONG_LINE_CHARS,
     corpus_files,
     message_files,
     read_aihub,
@@ -35,7 +34,7 @@ from bertlab.data.readers import (
     read_text,
     read_tweet_texts,
 )
-from .text import SkipCounts, normalize, replace_surrogates, split_sentences
+from .text import SkipCounts, normalize, replace_surrogates, split_long
 
 # %% ../../nbs/data/04_corpora.ipynb #902eedd8
 REMEMBERED_BYTES = 16 * 2**20  # the fingerprint of a larger file is remembered
@@ -130,6 +129,7 @@ class Corpus:
             "options": self.options,
             "sentences": dict(self.counts),
             "skipped": dict(self.skipped),
+            **({"notes": list(self.notes)} if self.notes else {}),
         }
 
 # %% ../../nbs/data/04_corpora.ipynb #3e033d54
@@ -195,10 +195,8 @@ def split_texts(
     "The sentences of a column: as in a .txt file, each line is one, and a long line is split."
     for row, text in enumerate(texts, 1):
         if isinstance(text, str):
-            lines = map(str.strip, replace_surrogates(text).split("\n"))
-            yield from chain.from_iterable(
-                split_sentences(line) if len(line) > LONG_LINE_CHARS else [line] for line in lines if line
-            )
+            for line in replace_surrogates(text).split("\n"):
+                yield from split_long(line.strip(), where, row, skipped)
         elif text is None or pd.isna(text) is True:
             skipped.add("no text in this row", where, row)
         else:
@@ -278,9 +276,9 @@ def detect_format(
         hint = "Check the path, or choose default or messages; bertlab data lists what can be downloaded"
         raise BertlabError("no such file or folder, and no corpus of that name", path, hint=hint)
     names = [p.name for p in path.iterdir() if p.is_file()] if path.is_dir() else [path.name]
-    names = [name for name in names if not name.startswith((".", "~$"))]
+    names = [name.lower() for name in names if not name.startswith((".", "~$"))]
     formats = [f for f, suffixes in FILE_SUFFIXES.items() if any(name.endswith(suffixes) for name in names)]
-    if path.is_file() and path.suffix == ".csv":
+    if path.is_file() and path.suffix.lower() == ".csv":
         formats = ["tweets"]
     if len(formats) != 1:
         known = ", ".join(suffixes[0] for suffixes in FILE_SUFFIXES.values())
@@ -348,6 +346,14 @@ def _split_column(name_or_path: str | Path) -> tuple[str | Path, str]:
             return table, column or "text"
     return name_or_path, "text"
 
+# %% ../../nbs/data/04_corpora.ipynb #8f31c7d2
+def _note_unread(path: Path, files: list[Path]) -> list[str]:
+    "A note on what of a folder is not read: files of other kinds, and folders."
+    inside = sorted(path.iterdir()) if path.is_dir() else []
+    others = [p.name for p in inside if p not in files and not p.name.startswith((".", "~$"))]
+    shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
+    return [f"of the folder {path.name or path} these are not read: {shown}"] if others else []
+
 # %% ../../nbs/data/04_corpora.ipynb #205563b6
 def _locate(name_or_path: str | Path) -> tuple[str, list[Path], list[str]]:
     "The format, the files and the notes of a name or a path; a path that holds a corpus goes first."
@@ -367,7 +373,8 @@ def _locate(name_or_path: str | Path) -> tuple[str, list[Path], list[str]]:
     if named and (known := _known_name(name_or_path)):
         return *known, notes
     format = detect_format(path)
-    return format, corpus_files(path, FILE_SUFFIXES[format]), notes
+    files = corpus_files(path, FILE_SUFFIXES[format])
+    return format, files, [*notes, *_note_unread(path, files)]
 
 # %% ../../nbs/data/04_corpora.ipynb #35623b1a
 def _texts_of(source) -> Iterable[str]:
@@ -424,7 +431,8 @@ def open_corpus(
     if (lang and not parallel) or (subsets and format != "pile"):
         option, owner = ("lang", "a parallel corpus") if lang else ("subsets", "the Pile")
         problem = f"{option} is an option of {owner}, not of this corpus"
-        raise BertlabError(problem, name, hint=f"Leave out {option}")
+        hint = "Choose pairs: a .tsv with the columns ko and en, or .xlsx" if lang else "Leave out subsets"
+        raise BertlabError(problem, name, hint=hint)
     options = {
         "format": format,
         "lang": (lang or "both") if parallel else None,

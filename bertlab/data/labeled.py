@@ -11,8 +11,9 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,15 @@ import pandas as pd
 
 from ..core.files import BertlabError
 from .docstrings import library_classification_data, word_order_data
-from .readers import clean_tweet, read_table, table_delimiter
-from .text import check_file, near_duplicate_key, normalize, read_lines, replace_surrogates
+from .readers import is_header_again, read_table, table_delimiter
+from bertlab.data.text import (
+    check_file,
+    clean_tweet,
+    near_duplicate_key,
+    normalize,
+    read_lines,
+    replace_surrogates,
+)
 
 # %% ../../nbs/data/05_labeled.ipynb #f32ed461
 def _misfit(header: list[str], rows: list[tuple[int, list[str]]]) -> tuple[int, list[str]] | None:
@@ -32,19 +40,23 @@ def _misfit(header: list[str], rows: list[tuple[int, list[str]]]) -> tuple[int, 
     return next(((row, cells) for row, cells in rows if len(cells) != width), None)
 
 # %% ../../nbs/data/05_labeled.ipynb #3606613b
+_OTHER_FORMATS = (".json", ".jsonl", ".ndjson", ".xlsx", ".xls", ".parquet", ".arrow", ".pdf", ".docx")
+
+
 def read_frame(
     path: str | Path,  # .csv or .tsv, plain, .gz or .zst
 ) -> pd.DataFrame:  # of str; its index holds the row numbers, the header being row 1
     "A table with a header, exactly as it is written."
     path = check_file(path)
+    if path.name.lower().removesuffix(".gz").removesuffix(".zst").endswith(_OTHER_FORMATS):
+        hint = "Save it as a .csv with the columns text and label"
+        raise BertlabError("is not a table in text", path, hint=hint)
     rows = list(read_table(path))
     header, rows = (rows[0][1], rows[1:]) if rows else ([], [])
     if doubled := next((name for name in header if name and header.count(name) > 1), None):
         raise BertlabError(f"two columns are called {doubled!r}", path, 1, "Rename or remove one of them")
-    if len(header) == 1 and (mark := next((m for m in ";\t|" if m in header[0]), None)):
-        name = {";": "semicolons", "\t": "tabs", "|": "bars"}[mark]
-        hint = "Separate the columns by commas" + (", or let the name end in .tsv" if mark == "\t" else "")
-        raise BertlabError(f"has columns that are separated by {name}", path, 1, hint)
+    if again := next((row for row, cells in rows if is_header_again(header, cells)), None):
+        raise BertlabError("this row is the header again", path, again, "Remove the row")
     if misfit := _misfit(header, rows):
         row, cells = misfit
         kind, mark = ("TSV", "tabs") if table_delimiter(path) == "\t" else ("CSV", "commas")
@@ -55,16 +67,13 @@ def read_frame(
     return pd.DataFrame(cells, columns=header, index=[row for row, _ in rows], dtype=object)
 
 # %% ../../nbs/data/05_labeled.ipynb #933e90aa
-_OTHER_FORMATS = (".json", ".jsonl", ".ndjson", ".xlsx", ".xls", ".parquet", ".arrow", ".pdf", ".docx")
-
-
 def read_texts(
     source: str,  # a .csv or .tsv with a column text, a file with a text per line, or - for standard input
 ) -> list[str]:
     "The texts of a file: one for each row of a table, or for each line that is not blank."
     name = source.lower().removesuffix(".gz").removesuffix(".zst")
     if source == "-":
-        texts = _piped_lines()
+        texts = _text_lines(_piped_lines(), "standard input")
     elif name.endswith((".csv", ".tsv", ".tab")):
         frame = read_frame(os.path.expanduser(source))
         if "text" not in frame:
@@ -76,25 +85,32 @@ def read_texts(
         hint = "Save it as a .csv with a column text, or as a .txt with a text per line"
         raise BertlabError("is neither a table nor lines of text", source, hint=hint)
     else:
-        texts = [line for _, line in read_lines(os.path.expanduser(source)) if line.strip()]
+        texts = _text_lines((line for _, line in read_lines(os.path.expanduser(source))), source)
     if not any(text.strip() for text in texts):
         where = None if source == "-" else source
         raise BertlabError("there is no text", where, hint="Give texts, one per line")
     return texts
 
 # %% ../../nbs/data/05_labeled.ipynb #7d48a109
-def _piped_lines() -> list[str]:
-    "The lines of standard input that are not blank."
-    data = sys.stdin.buffer.read() if hasattr(sys.stdin, "buffer") else sys.stdin.read().encode()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        problem = f"standard input is not UTF-8 (byte {e.start})"
-        raise BertlabError(problem, hint="Convert it to UTF-8") from None
-    if "\0" in text:
-        raise BertlabError("standard input holds a NUL byte", hint="Pipe lines of text")
-    lines = text.split("\n") if "\n" in text else text.split("\r")
-    return [line.removesuffix("\r") for line in lines if line.strip()]
+def _piped_lines() -> Iterator[str]:
+    "The lines of standard input."
+    if hasattr(sys.stdin, "buffer"):
+        blocks = iter(partial(sys.stdin.buffer.read, 2**20), b"")
+    else:  # a notebook's
+        blocks = [sys.stdin.read().encode()]
+    return (line for _, line in read_lines("standard input", blocks=blocks))
+
+# %% ../../nbs/data/05_labeled.ipynb #c3b9d5e2
+def _text_lines(lines: Iterator[str], source: str) -> list[str]:
+    "The lines that are not blank; a table is refused."
+    lines = [line for line in lines if line.strip()]
+    for mark in ",\t":
+        names = [name.strip().strip('"') for name in lines[0].split(mark)] if lines else []
+        is_header = len(names) > 1 and "text" in names and all(map(str.isidentifier, filter(None, names)))
+        if is_header and len(lines) > 1 and all(line.count(mark) >= len(names) - 1 for line in lines):
+            hint = "Let the name of the file end in .csv, or .tsv for tabs, and give it as --file"
+            raise BertlabError("is a table, not a text per line", source, 1, hint)
+    return lines
 
 # %% ../../nbs/data/05_labeled.ipynb #d7be78e6
 @dataclass(frozen=True, eq=False)
@@ -137,8 +153,10 @@ def positive_class(
     names: Sequence[str],  # two
     counts: Sequence[int] = (1, 1),  # how many texts each has
 ) -> tuple[str, str]:  # the name of the positive class, and why it is that one
-    "The positive one of two classes: by its name, by its opposite's name, or because it is rarer."
+    "The positive one of two classes: the greater number, by its or the other's name, or because it is rarer."
     bare = [re.sub(r"^(-?\d+)\.0+$", r"\1", name.strip().casefold()) for name in names]  # 1.0 is 1
+    if all(re.fullmatch(r"-?\d+(\.\d+)?", name) for name in bare) and float(bare[0]) != float(bare[1]):
+        return max(names, key=float), "the greater number"  # also of 1 and 2, as reviews are labelled
     for known, pick in ((POSITIVE_NAMES, 0), (NEGATIVE_NAMES, 1)):
         if (bare[0] in known) != (bare[1] in known):
             return names[(bare[1] in known) ^ pick], "by its name" if not pick else "by the name of the other"
@@ -172,6 +190,9 @@ def _refuse(bad: pd.Series, problem: str, path):
         raise BertlabError(f"{problem} ({bad.sum()} such rows)", path, row, "Correct or remove the row")
 
 # %% ../../nbs/data/05_labeled.ipynb #1a8875b2
+_NO_TEXT = (bytes, list, tuple, dict, set, np.ndarray)  # what str() would write out as Python does
+
+
 def _strings(values: pd.Series) -> pd.Series:  # of str, as Python objects
     "Any column as strings that can be written as UTF-8."
     return pd.Series([replace_surrogates(str(v)) for v in values], index=values.index, dtype=object)
@@ -179,16 +200,16 @@ def _strings(values: pd.Series) -> pd.Series:  # of str, as Python objects
 
 def _label_strings(labels: pd.Series) -> pd.Series:  # of str
     "Labels as strings; 1.0, as pandas reads a column of integers with gaps, is 1."
-    if pd.api.types.is_float_dtype(labels) and (labels % 1 == 0).all():
+    if pd.api.types.is_float_dtype(labels) and (labels % 1 == 0).all() and labels.abs().max() < 2**53:
         labels = labels.astype(int)
     return _strings(labels).str.strip()
 
 
 def _lookalikes(names: Sequence[str]) -> list[str]:
-    "A note on classes whose names differ only in case, in the form of a character or of a number."
+    "A note on classes whose names differ only in case, quotes, the form of a character or of a number."
     alike: dict[str, list[str]] = {}
     for name in names:
-        key = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+        key = " ".join(unicodedata.normalize("NFKC", name).casefold().strip("\"'").split())
         if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", key):
             key = str(float(key))
         alike.setdefault(key, []).append(name)
@@ -243,6 +264,8 @@ def validate_labels(
 ) -> LabeledTexts:
     "Check a table of texts and labels: no text empty, no label missing or unknown, at least two classes."
     texts, labels = _column(frame, ["text"], path), _column(frame, ["label", "target"], path)
+    for column, name in ((texts, "text"), (labels, "label")):  # of a frame; a file holds strings alone
+        _refuse(column.map(lambda value: isinstance(value, _NO_TEXT)), f"the {name} is no string", path)
     _refuse(texts.isna() | (_strings(texts).map(normalize) == ""), "the text is empty", path)
     _refuse(labels.isna() | (_strings(labels).map(_visible) == ""), "the label is missing", path)
     spellings = set(_strings(labels))
@@ -278,8 +301,19 @@ TWEET_CLASSES = ("ordinary", "disaster")  # what Kaggle's targets 0 and 1 mean
 _TARGETS = {"0": 0, "0.0": 0, "1": 1, "1.0": 1}
 
 
+def _check_ids(frame: pd.DataFrame, path: Path):
+    "Refuse a table in which a row has no id of its own."
+    if "id" not in frame:
+        hint = "Choose Kaggle's test.csv: a submission names its ids"
+        raise BertlabError("has no column 'id'", path, 1, hint)
+    ids = frame["id"].str.strip()
+    _refuse(ids == "", "the id is missing", path)
+    _refuse(ids.duplicated(), "the id occurred before", path)
+
+
 def read_tweets(
     path: str | Path,  # train.csv, test.csv, or a folder with train.csv in it
+    need_ids: bool = False,  # as a submission does
 ) -> pd.DataFrame:  # id, keyword, location, text, target, group; test.csv has no target
     "Kaggle's disaster tweets, cleaned; near-duplicates have the same number in `group`."
     path = Path(path) / "train.csv" if Path(path).is_dir() else Path(path)
@@ -291,12 +325,15 @@ def read_tweets(
         raise BertlabError(f"column {missing!r} is missing; there are {there}", path, 1, hint)
     if frame.empty:
         raise BertlabError("there is no row under the header", path, 1, "Download it again from Kaggle")
+    if need_ids:
+        _check_ids(frame, path)
     if "target" in frame:
         wrong = ~frame["target"].str.strip().isin(_TARGETS)
         if wrong.any():
             row = int(wrong.idxmax())
             problem = f"target is {frame['target'][row]!r}, not 0 or 1"
-            raise BertlabError(problem, path, row, "Mend or delete this row")
+            hint = "Mend or delete this row; or call the column label, if these are no disaster tweets"
+            raise BertlabError(problem, path, row, hint)
         frame["target"] = frame["target"].str.strip().map(_TARGETS)
     for name in {"keyword", "location"} - set(frame.columns):
         frame[name] = ""
@@ -331,7 +368,9 @@ def _table_frame(
 ) -> pd.DataFrame:  # its columns text, label, target and group; numbers of classes become their names
     "A table that is in Python already, as a frame."
     if isinstance(table, pd.DataFrame):
-        if (doubled := table.columns[table.columns.duplicated()]).any():
+        if table.columns.nlevels > 1:
+            raise BertlabError("the columns have names of several parts", hint="Name them text and label")
+        if len(doubled := table.columns[table.columns.duplicated()]):
             raise BertlabError(f"two columns are called {doubled[0]!r}", hint="Rename or remove one of them")
         return table
     if isinstance(table, dict) or not hasattr(table, "column_names"):
@@ -376,4 +415,9 @@ def read_labeled(
     if positive not in (None, *TWEET_CLASSES):
         raise BertlabError(f"no tweet has the label {positive!r}", path, hint="Choose disaster or ordinary")
     names = TWEET_CLASSES[::-1] if positive == TWEET_CLASSES[0] else TWEET_CLASSES
-    return replace(validate_labels(tweets, names, path), notes=(f"the positive class is {names[1]!r}",))
+    read_as = (
+        "read as Kaggle's disaster tweets: each text begins with its keyword, and links and names are "
+        "replaced (to avoid that, call the column target label)"
+    )
+    notes = (read_as, f"the positive class is {names[1]!r}")
+    return replace(validate_labels(tweets, names, path), notes=notes)

@@ -16,7 +16,7 @@ import numpy as np
 from ..core.files import BertlabError, atomic_path, fingerprint
 from .corpora import open_corpus
 from .readers import read_aihub, read_jupyterlab_messages, read_pairs
-from .text import assign_split, near_duplicate_key, normalize
+from .text import SkipCounts, assign_split, near_duplicate_key, normalize
 
 # %% ../../nbs/data/06_parallel.ipynb #6bfc989d
 LANGUAGES = ("ko", "en")
@@ -37,6 +37,7 @@ class Pairs:
             raise BertlabError(problem, hint="Choose ko or en, and a fraction above 0, up to 1")
         corpus = open_corpus(name_or_path, lang="both")
         self.name, self.files, self.format = corpus.name, corpus.files, corpus.options["format"]
+        self.skipped = SkipCounts()  # of the last reading
         self.source, self.fraction = source, fraction
         self.fingerprint = fingerprint([corpus.fingerprint, source, fraction])
 
@@ -44,15 +45,20 @@ class Pairs:
         if self.format == "messages":
             return read_jupyterlab_messages()
         if self.format == "aihub":
-            return read_aihub(self.files)
-        return chain.from_iterable(map(read_pairs, self.files))
+            return read_aihub(self.files, self.skipped)
+        return chain.from_iterable(read_pairs(file, self.skipped) for file in self.files)
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
+        self.skipped = SkipCounts()
         for pair in self._read():
             if self.fraction < 1 and assign_split(pair[1], self.fraction, seed=1) == "train":
                 continue
             ko, en = map(normalize, pair)
-            if ko and en and ko != en:  # some are empty, some were never translated
+            if not (ko and en):
+                self.skipped.add("nothing to read on one side", self.name)
+            elif ko == en:
+                self.skipped.add("the same on both sides, so never translated", self.name)
+            else:
                 yield (ko, en) if self.source == "ko" else (en, ko)
 
 # %% ../../nbs/data/06_parallel.ipynb #e5459dd6

@@ -384,7 +384,7 @@ def run_tweets(
     for folder in (model, *other_models):
         load_encoder(folder)  # what cannot be read is refused now, not after hours
     tweets, out, data = Path(tweets), Path(out), read_labeled(tweets)
-    splits, test = kfold(data, folds), read_tweets(tweets / "test.csv")
+    splits, test = kfold(data, folds), read_tweets(tweets / "test.csv", need_ids=True)
     others = {model_name(folder): folder for folder in other_models}
     found = run_methods([tfidf_method(name) for name in baseline_models()], data, splits, out)
     if is_foreign(model):
