@@ -117,6 +117,8 @@ def snapshot(folder):
         "translate train --out foreign",
         "tweets --data t --model mlm --out mlm",
         "tweets --data t --model mlm --out foreign",
+        "tweets --data t --model mlm --out t",
+        "tweets --data t --model mlm --out new --epochs nan",
     ],
 )
 def test_what_is_not_ours_is_never_destroyed(home, words, capsys):
@@ -389,6 +391,11 @@ def test_a_pipe_and_a_foreign_tokenizer(home, capsys):
 def test_half_a_character_is_text(home, capsys):
     assert cli.main(["fill-mask", "mlm", "\udcff [MASK] \ud800"]) == 0
     assert cli.main(["predict", "clf", "\udcff"]) == 0
+
+
+@pytest.mark.parametrize("tflops", ["nan", "inf", "0", "1e-320", "1e308"])
+def test_a_rate_is_that_of_a_machine(tflops, home, capsys):
+    assert "tflops is" in fails(capsys, "plan", "--corpus-tokens", "1000", "--tflops", tflops)
 
 
 @pytest.mark.parametrize("gpus", ["nan", "inf", "-1", "many"])

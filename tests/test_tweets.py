@@ -134,7 +134,10 @@ def test_folds_of_another_run_are_refused(data, model, tmp_path):
     path = tmp_path / "run" / "fold-0.json"
     whole = json.loads(path.read_text())
     edited = whole | {"probabilities": [[0.5, 0.5] for _ in whole["probabilities"]]}
-    for damaged in ({"probabilities": [[1, 0]], "seconds": 0}, edited, [], None, {"seconds": 1}):
+    ragged = whole | {"probabilities": [[0.5, []], *whole["probabilities"][1:]]}
+    timeless = whole | {"seconds": None}
+    others = {"probabilities": [[1, 0]], "seconds": 0}, [], None, {"seconds": 1}
+    for damaged in (edited, ragged, timeless, *others):
         path.write_text(json.dumps(damaged))
         with pytest.raises(BertlabError, match="does not fit its fold"):
             cross_validate(words, data, splits, tmp_path / "run")

@@ -183,9 +183,10 @@ def _do_fold(method: Method, data: LabeledTexts, train: np.ndarray, valid: np.nd
         write_json(path, done | {"fingerprint": fingerprint(probabilities)})
         return done
     done = read_json(path)
-    is_whole = isinstance(done, dict) and {"probabilities", "seconds", "fingerprint"} <= set(done)
-    shape = np.shape(done["probabilities"]) if is_whole else None
-    if shape != (len(valid), len(data.names)) or done["fingerprint"] != fingerprint(done["probabilities"]):
+    is_whole = isinstance(done, dict) and isinstance(done.get("seconds"), int | float)
+    # only what was written as it is now is known to have a shape
+    is_whole = is_whole and done.get("fingerprint") == fingerprint(done.get("probabilities"))
+    if not is_whole or np.shape(done["probabilities"]) != (len(valid), len(data.names)):
         raise BertlabError("does not fit its fold", path, hint="Delete it; it is made again")
     return done
 
@@ -381,6 +382,7 @@ def run_tweets(
     other_models: Sequence[str | Path] = (),  # of other pre-trainings, compared by the names of their runs
 ):
     "All that is compared on the disaster tweets, then a submission; goes on where it was stopped."
+    train = replace(TAPT_CONFIG, epochs=epochs, precision=BEST_CONFIG.train.precision)
     for folder in (model, *other_models):
         load_encoder(folder)  # what cannot be read is refused now, not after hours
     tweets, out, data = Path(tweets), Path(out), read_labeled(tweets)
@@ -390,7 +392,6 @@ def run_tweets(
     if is_foreign(model):
         run_methods(other_methods({model_name(model): model} | others), data, splits, out)
         return _submit(model, elsewhere_config(), data, read_tweets(tweets), test, out)
-    train = replace(TAPT_CONFIG, epochs=epochs, precision=BEST_CONFIG.train.precision)
     continue_pretraining(model, data.texts + tweet_inputs(test), out / "adapted", train)
     adapted = out / "adapted" / "model"
     found |= run_methods(bert_methods(model, adapted, others), data, splits, out)
