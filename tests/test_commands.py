@@ -45,6 +45,7 @@ def home(tmp_path, monkeypatch):
     tweets = [f"{i},,,word{chr(97 + i)} fire,{i % 2}" for i in range(26)]
     files = {
         "M/config.json": json.dumps(RUN_CONFIG),
+        "M/checkpoints/step-00000001/state.json": "{}",
         "M/record.json": json.dumps({"kind": "pretraining", "result": {}, "history": []}),
         "results/precious.txt": "years of work",
         "foreign/config.json": '{"of": "something else"}',
@@ -55,7 +56,7 @@ def home(tmp_path, monkeypatch):
         "t/test.csv": "id,keyword,location,text\n1,,,a fire\n",
     }
     for name, content in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content, encoding="utf8")
     os.link(tmp_path / "d.csv", tmp_path / "hard.csv")
     (tmp_path / "soft.csv").symlink_to("d.csv")
@@ -108,6 +109,8 @@ def snapshot(folder):
         "finetune --model mlm --data t --out t",
         "pretrain --corpus text.txt --out M",
         "pretrain --corpus text.txt --out M/model",
+        "pretrain --corpus text.txt --out M/model/more",
+        "pretrain --corpus text.txt --out M/checkpoints",
         "pretrain --corpus text.txt --out clf",
         "pretrain --corpus text.txt --out foreign",
         "pretrain --corpus text.txt --out text.txt",
@@ -242,6 +245,8 @@ def test_flags_are_grouped_by_config(capsys):
             "'3;4' is not a list of whole numbers such as 3,4,5",
         ),
         (["pretrain", "--out", "x", "--layers", "2.5"], "--layers: '2.5' is not a whole number"),
+        (["sweep", "FT.1", "--workers", "two"], "bertlab: --workers: 'two' is not a whole number"),
+        (["bench", "--out", ""], "bertlab: --out: the path is empty"),
         (["trials", "lst"], "Choose list or run"),
         (["trials", "list", "T99"], "no row 'T99'"),
         (["translate", "M"], "nothing to translate"),
@@ -386,6 +391,15 @@ def test_a_pipe_and_a_foreign_tokenizer(home, capsys):
     wordpiece["model"] |= {"continuing_subword_prefix": "##", "max_input_chars_per_word": 100}
     (home / "mlm" / "tokenizer.json").write_text(json.dumps(wordpiece))
     assert "tokenizer" in fails(capsys, "fill-mask", "mlm", "a [MASK]")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_name_that_is_not_utf8_is_one_line(home, capsys):
+    pytest.importorskip("transformers")
+    assert cli.main(["export", "mlm", "--to", os.fsdecode(b"caf\xe9")]) == 2
+    told = capsys.readouterr().err  # after the bars of transformers
+    assert told.splitlines()[-1].endswith("the name is not valid UTF-8. Choose or give it another name.")
+    assert "Traceback" not in told and not any(home.glob("*caf*"))
 
 
 def test_half_a_character_is_text(home, capsys):

@@ -113,6 +113,10 @@ def check_run_folder(
         if path.exists() and (path in (real, *real.parents) or real == path.parent):
             if path.is_dir() or path == real:
                 raise BertlabError(f"holds what the command reads ({source})", out, hint=hint)
+    if inside := next((p for p in real.parents if (p / "model.safetensors").is_file()), None):
+        raise BertlabError("lies in the folder of a model", inside, hint=hint)
+    if list_checkpoints(real.parent) and real.name == "checkpoints":
+        raise BertlabError("holds the checkpoints of a run", out, hint=hint)
     if real.is_dir() and not (real / "config.json").is_file():
         names = ("model.safetensors", "tokenizer.json", "record.json", "model", "checkpoints")
         if found := [name for name in names if (real / name).exists()]:
