@@ -255,9 +255,13 @@ def test_one_command(kaggle, model, tmp_path, capsys, monkeypatch):
     one, two = (json.loads(path.read_text())["probabilities"] for path in folds)
     assert one != two
     before = capsys.readouterr().out
+    for path in (tmp_path / "out" / "records").iterdir():
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"finished_at": "in May"}))
     monkeypatch.setattr(tweets_study, "finetune", None)  # everything is there
     assert main(list(map(str, command))) == 0
     assert capsys.readouterr().out == before
+    known = [json.loads(path.read_text()) for path in (tmp_path / "out" / "records").iterdir()]
+    assert {record["finished_at"] for record in known} == {"in May"}  # results of then are not called new
     assert (
         main(
             [

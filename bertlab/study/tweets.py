@@ -22,7 +22,7 @@ from sklearn.metrics import precision_recall_curve
 
 from ..bpe import split_punctuation
 from ..core.files import BertlabError, file_sha256, fingerprint, folder_lock, read_json, write_json
-from ..core.records import default_device, run_record
+from ..core.records import default_device, run_record, write_record
 from ..data.labeled import LabeledTexts, read_labeled, read_tweets, tweet_inputs
 from ..encoder import Encoder, EncoderConfig, is_foreign, locate_model
 from bertlab.evaluation import (
@@ -336,7 +336,7 @@ def run_methods(
         slug = re.sub(r"\W+", "_", method.name).strip("_").lower()
         found[method.name], seconds = cross_validate(method, data, splits, out / "folds" / slug)
         record = fold_record(method, data, splits, found[method.name], seconds)
-        write_json(out / "records" / f"tweets_{slug}.json", record)
+        write_record(out / "records" / f"tweets_{slug}.json", record)
         print(score_table(record["result"]["folds"]).to_string(header=len(found) == 1), flush=True)
     return found
 
@@ -429,4 +429,4 @@ def _submit(
     about = {"texts": len(test), "also_in_train_csv": int(test["text"].isin(labeled["text"]).sum())}
     settings, result = {"finetuning": asdict(config)}, dict(zip(classifier.labels, counts))
     record = run_record("submission", settings, about, [], result)
-    write_json(out / "records" / "tweets_submission.json", record)
+    write_record(out / "records" / "tweets_submission.json", record)
