@@ -16,6 +16,7 @@ import torch
 
 from bertlab import cli
 from bertlab.bpe import train_tokenizer
+from bertlab.core.files import folder_lock
 from bertlab.encoder import EncoderConfig
 from bertlab.finetuning import Classifier, load_classifier, save_classifier
 from bertlab.mlm import MaskedLM, save_model
@@ -603,6 +604,16 @@ def test_a_section_that_the_bench_does_not_have_is_told_before_the_work(home, ca
     monkeypatch.setattr("bertlab.bench.pipeline.prepare_data", None)
     told = fails(capsys, "bench", "--out", "new", "--only", "launch", "no-such-section")
     assert "no section is called" in told and "no-such-section" in told and "Choose from" in told
+
+
+@pytest.mark.parametrize(
+    "words, folder",
+    [("bench --out new", "new"), ("campaign --corpus text.txt --out new --scale mini", "new")],
+)
+def test_two_at_once_the_second_is_refused(home, capsys, words, folder):
+    "Seen before: two benches measured each other, and two calls of a campaign spent its budget twice."
+    with folder_lock(home / folder):
+        assert "another process is working in this folder" in fails(capsys, *words.split())
 
 
 def test_a_batch_beyond_all_measure_is_one_line(home, capsys):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..core.files import BertlabError, check_output_folder, record_errors
+from ..core.files import BertlabError, check_output_folder, folder_lock, record_errors
 from ..core.flags import parse_args
 
 # %% ../../nbs/commands/02_study.ipynb #eb3d7f1c
@@ -187,7 +187,9 @@ def bench_command(argv: list[str]):
     from bertlab.core.records import records_dir
     from bertlab.core.reporting import format_table
 
-    record = run_bench(check_output_folder(args.out or records_dir()), args.only, args.fresh)
+    folder = check_output_folder(args.out or records_dir())
+    with folder_lock(folder, wait=False):  # two at once would measure each other
+        record = run_bench(folder, args.only, args.fresh)
     for title, rows in summarize_record(record).items():
         print(f"{title}\n{format_table(rows)}\n")
     print(f"{len(record['result'])} sections in {record['seconds']:.0f} s, {record['device']}")
