@@ -92,6 +92,8 @@ def format_error(
     if isinstance(e, (MemoryError, OverflowError, RuntimeError)):
         what = f"a number is too large ({e})" if isinstance(e, OverflowError) else "the memory is full"
         e = BertlabError(what, hint="Choose a smaller number, batch, model or corpus")
+    elif isinstance(e, UnicodeEncodeError):  # a library that takes no other names
+        e = BertlabError("the name is not valid UTF-8", e.object, hint="Choose or give it another name")
     elif isinstance(e, OSError):
         blocked = isinstance(e, (FileExistsError, NotADirectoryError))
         hint = "Check that the path exists, may be read and written, and the disk is not full"
@@ -141,7 +143,7 @@ def main(
     except BrokenPipeError:  # the reader of our output has had enough
         sys.stdout = open(os.devnull, "w")
         return 0
-    except (BertlabError, OSError, MemoryError, OverflowError) as e:
+    except (BertlabError, OSError, MemoryError, OverflowError, UnicodeEncodeError) as e:
         print(f"bertlab: {format_error(e)}", file=sys.stderr)
         _give_up_output()
         return 2

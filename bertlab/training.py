@@ -144,11 +144,8 @@ def lr_at(
         phase = (epoch % config.restart_epochs) / config.restart_epochs
         return config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * phase))
     if config.schedule == "wsd":
-        left = (
-            (config.epochs - epoch) / (config.decay_fraction * config.epochs)
-            if config.decay_fraction
-            else 1.0
-        )
+        decay_epochs = config.decay_fraction * config.epochs
+        left = (config.epochs - epoch) / decay_epochs if decay_epochs else 1.0
         return config.min_lr + (config.lr - config.min_lr) * max(0.0, min(warm, left, 1.0))
     return config.lr
 

@@ -19,6 +19,7 @@ import torch
 from bertlab import cli
 from bertlab.bpe import train_tokenizer
 from bertlab.commands.course import format_predictions
+from bertlab.core.files import folder_lock
 from bertlab.encoder import EncoderConfig
 from bertlab.finetuning import Classifier, load_classifier, save_classifier
 from bertlab.mlm import MaskedLM, load_model, save_model
@@ -49,6 +50,7 @@ def home(tmp_path, monkeypatch):
     tweets = [f"{i},,,word{chr(97 + i)} fire,{i % 2}" for i in range(26)]
     files = {
         "M/config.json": json.dumps(RUN_CONFIG),
+        "M/checkpoints/step-00000001/state.json": "{}",
         "M/record.json": json.dumps({"kind": "pretraining", "result": {}, "history": []}),
         "results/precious.txt": "years of work",
         "foreign/config.json": '{"of": "something else"}',
@@ -59,7 +61,7 @@ def home(tmp_path, monkeypatch):
         "t/test.csv": "id,keyword,location,text\n1,,,a fire\n",
     }
     for name, content in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content, encoding="utf8")
     os.link(tmp_path / "d.csv", tmp_path / "hard.csv")
     (tmp_path / "soft.csv").symlink_to("d.csv")
@@ -112,6 +114,8 @@ def snapshot(folder):
         "finetune --model mlm --data t --out t",
         "pretrain --corpus text.txt --out M",
         "pretrain --corpus text.txt --out M/model",
+        "pretrain --corpus text.txt --out M/model/more",
+        "pretrain --corpus text.txt --out M/checkpoints",
         "pretrain --corpus text.txt --out clf",
         "pretrain --corpus text.txt --out foreign",
         "pretrain --corpus text.txt --out text.txt",
@@ -121,6 +125,8 @@ def snapshot(folder):
         "translate train --out foreign",
         "tweets --data t --model mlm --out mlm",
         "tweets --data t --model mlm --out foreign",
+        "tweets --data t --model mlm --out t",
+        "tweets --data t --model mlm --out new --epochs nan",
     ],
 )
 def test_what_is_not_ours_is_never_destroyed(home, words, capsys):
@@ -244,6 +250,8 @@ def test_flags_are_grouped_by_config(capsys):
             "'3;4' is not a list of whole numbers such as 3,4,5",
         ),
         (["pretrain", "--out", "x", "--layers", "2.5"], "--layers: '2.5' is not a whole number"),
+        (["sweep", "FT.1", "--workers", "two"], "bertlab: --workers: 'two' is not a whole number"),
+        (["bench", "--out", ""], "bertlab: --out: the path is empty"),
         (["trials", "lst"], "Choose list or run"),
         (["trials", "list", "T99"], "no row 'T99'"),
         (["translate", "M"], "nothing to translate"),
@@ -390,9 +398,23 @@ def test_a_pipe_and_a_foreign_tokenizer(home, capsys):
     assert "tokenizer" in fails(capsys, "fill-mask", "mlm", "a [MASK]")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_name_that_is_not_utf8_is_one_line(home, capsys):
+    pytest.importorskip("transformers")
+    assert cli.main(["export", "mlm", "--to", os.fsdecode(b"caf\xe9")]) == 2
+    told = capsys.readouterr().err  # after the bars of transformers
+    assert told.splitlines()[-1].endswith("the name is not valid UTF-8. Choose or give it another name.")
+    assert "Traceback" not in told and not any(home.glob("*caf*"))
+
+
 def test_half_a_character_is_text(home, capsys):
     assert cli.main(["fill-mask", "mlm", "\udcff [MASK] \ud800"]) == 0
     assert cli.main(["predict", "clf", "\udcff"]) == 0
+
+
+@pytest.mark.parametrize("tflops", ["nan", "inf", "0", "1e-320", "1e308"])
+def test_a_rate_is_that_of_a_machine(tflops, home, capsys):
+    assert "tflops is" in fails(capsys, "plan", "--corpus-tokens", "1000", "--tflops", tflops)
 
 
 @pytest.mark.parametrize("gpus", ["nan", "inf", "-1", "many"])
@@ -650,6 +672,16 @@ def test_a_section_that_the_bench_does_not_have_is_told_before_the_work(home, ca
     monkeypatch.setattr("bertlab.bench.pipeline.prepare_data", None)
     told = fails(capsys, "bench", "--out", "new", "--only", "launch", "no-such-section")
     assert "no section is called" in told and "no-such-section" in told and "Choose from" in told
+
+
+@pytest.mark.parametrize(
+    "words, folder",
+    [("bench --out new", "new"), ("campaign --corpus text.txt --out new --scale mini", "new")],
+)
+def test_two_at_once_the_second_is_refused(home, capsys, words, folder):
+    "Seen before: two benches measured each other, and two calls of a campaign spent its budget twice."
+    with folder_lock(home / folder):
+        assert "another process is working in this folder" in fails(capsys, *words.split())
 
 
 def test_a_batch_beyond_all_measure_is_one_line(home, capsys):

@@ -39,6 +39,7 @@ from bertlab.translation import (
     PairStore,
     TranslationConfig,
     TranslationTask,
+    attention_map,
     build_translator,
     load_translator,
     prepare_pairs,
@@ -479,8 +480,8 @@ def test_a_missing_library_is_said_before_the_training(tiny, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("name", ["num_beams", "test_pairs", "eval_pairs"])
-@pytest.mark.parametrize("value", [0, -1])
-def test_numbers_below_one_are_refused_before_anything_is_done(name, value):
+@pytest.mark.parametrize("value", [0, -1, 10**20])
+def test_numbers_that_cannot_be_are_refused_before_anything_is_done(name, value):
     with pytest.raises(BertlabError, match=f"{name} is {value}"):
         TranslationConfig(**{name: value})
 
@@ -488,11 +489,21 @@ def test_numbers_below_one_are_refused_before_anything_is_done(name, value):
 def test_searches_without_beams_are_refused(tiny):
     ready = prepare(tiny)
     model = build_translator(tiny, ready.tokenizer)
-    with pytest.raises(BertlabError, match="num_beams is 0"):
-        translate(model, ready.tokenizer, ["영 일"], num_beams=0)
+    for beams in (0, 2**31):
+        with pytest.raises(BertlabError, match=f"num_beams is {beams}"):
+            translate(model, ready.tokenizer, ["영 일"], num_beams=beams)
     for wrong in ({"top_k": 0}, {"temperature": 0.0}, {"temperature": float("nan")}):
         with pytest.raises(BertlabError, match=next(iter(wrong))):
             top_k_sampler(**wrong)
+
+
+def test_what_is_longer_than_the_model_is_cut_in_attention_maps(tiny):
+    "Seen before: with a short max_len, a training that had ended failed on an example, each time it was typed."
+    ready = prepare(tiny)
+    model = build_translator(tiny, ready.tokenizer)
+    source, target, weights = attention_map(model, ready.tokenizer, "영 일 " * 200, "one two " * 200)
+    assert len(source) == model.config.max_len - 1 and len(target) == model.config.max_len
+    assert weights.shape[-2:] == (len(target), len(source))
 
 
 def test_a_run_on_edited_pairs_is_another_run(tiny, tmp_path):

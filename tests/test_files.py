@@ -208,6 +208,7 @@ def test_a_folder_is_no_json(tmp_path):
         lambda f: (f / "a.bin").write_bytes(b""),
         lambda f: (f / "checksums.json").write_text("null"),
         lambda f: (f / "checksums.json").write_text("{"),
+        lambda f: (f / "checksums.json").write_text("{}"),
         lambda f: (f / "checksums.json").unlink(),
     ],
 )
@@ -215,10 +216,10 @@ def test_checksums_notice_every_change(tmp_path, damage):
     (tmp_path / "a.bin").write_bytes(b"\0" * 1000)
     (tmp_path / "b.txt").write_text("b")
     write_checksums(tmp_path)
-    verify_checksums(tmp_path)
+    verify_checksums(tmp_path, "a.bin", "b.txt")
     damage(tmp_path)
     with pytest.raises(BertlabError) as caught:
-        verify_checksums(tmp_path)
+        verify_checksums(tmp_path, "a.bin", "b.txt")
     assert_one_line(caught, str(tmp_path))
 
 

@@ -26,7 +26,7 @@ from bertlab.core.records import (
     open_run,
     run_or_load,
 )
-from bertlab.training import Interrupted, Task, TrainConfig, fit
+from bertlab.training import Interrupted, Task, TrainConfig, fit, lr_at
 
 posix = pytest.mark.skipif(os.name != "posix", reason="pipes and these signals are POSIX's")
 CONFIG = {"corpus": "text.txt", "train": {"epochs": 1, "schedule": "constant", "lr": 0.1}}
@@ -221,6 +221,10 @@ def test_many_differences_stay_one_line():
 
 
 # ---------------------------------------------------------------- longer, on purpose
+
+
+def test_a_training_of_hardly_any_epoch_has_a_learning_rate():
+    assert lr_at(TrainConfig(schedule="wsd", epochs=1e-320), 0.0) == TrainConfig().lr
 
 
 @pytest.mark.parametrize("schedule", ["constant", "exponential", "cosine"])

@@ -17,6 +17,7 @@ import pandas as pd
 import psutil
 import pytest
 import torch
+from helpers import assert_one_line
 
 from bertlab.bpe import train_tokenizer
 from bertlab.cli import main
@@ -381,9 +382,28 @@ def test_ray_is_started_quietly(monkeypatch):
     with pytest.raises(BertlabError, match=r"Ray listens on 192\.0\.2\.7"), cluster.ray_session():
         pass
     asked.clear()
+    monkeypatch.setattr(cluster.socket, "create_connection", lambda address, timeout: socket.socket())
     with cluster.ray_session("10.0.0.1:6379"):
         pass
     assert asked["address"] == "10.0.0.1:6379" and "num_cpus" not in asked
+
+
+@pytest.mark.parametrize(
+    "address, says",
+    [
+        ("local", "is no address of a Ray cluster"),
+        ("head:port", "Give HOST:PORT"),
+        ("127.0.0.1:99999", "Give HOST:PORT"),
+        ("127.0.0.1:9", "no Ray cluster answers at 127.0.0.1:9"),
+        ("ray://127.0.0.1:9", "no Ray cluster answers at ray://127.0.0.1:9"),
+    ],
+)
+def test_an_address_without_a_cluster_is_told_at_once(address, says, monkeypatch):
+    "Seen before: three minutes of Ray's own messages for a cluster that was not there."
+    monkeypatch.setattr(cluster, "watched_folder", lambda: 1 / 0)  # Ray is not asked
+    with pytest.raises(BertlabError) as caught, cluster.ray_session(address):
+        pass
+    assert_one_line(caught, says)
 
 
 @pytest.mark.parametrize(
@@ -395,6 +415,7 @@ def test_ray_is_started_quietly(monkeypatch):
         (["P.4", "--scale", "huge"], "no scale is called"),
         (["FT.1", "--model", "nowhere", "--data", "default"], "no such folder"),
         (["P.4", "--runs", "0"], "runs is 0"),
+        (["P.4", "--runs", str(2**31)], "Choose 1 to 10,000"),
     ],
 )
 def test_mistakes_cost_one_line(words, says, tmp_path, capsys):
@@ -416,6 +437,35 @@ def test_a_record_of_another_sweep_is_not_taken_for_this_one(tmp_path):
     write_json(tmp_path / "sweep_mini_P.4.json", record)
     with pytest.raises(BertlabError, match="holds a sweep of other settings"):
         sweeps.run_sweep("P.4", corpus="messages", runs=2, folder=tmp_path)
+
+
+@pytest.mark.parametrize("runs", [None, 3, [3], [{}], [{"status": "finished"}]])
+@pytest.mark.parametrize("row", ["FT.1", "FT.2"])
+def test_a_damaged_record_of_a_sweep_is_one_line(tmp_path, model, capsys, monkeypatch, runs, row):
+    "Seen before: a traceback, where the record had lost its runs."
+    words = [
+        "sweep",
+        row,
+        "--model",
+        str(model),
+        "--data",
+        str(model / "data.csv"),
+        "--folder",
+        str(tmp_path),
+    ]
+    path, about = tmp_path / "sweep_mini_FT.1.json", {"result": {"finished": 1}}
+    monkeypatch.setattr(sweeps, "fingerprint", lambda obj: "always this one")
+    write_json(path, about | {"config_fingerprint": "always this one", "runs": runs})
+    assert main([*words, "--workers", "1"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "sweep_mini_FT.1.json: is not the record" in said
+
+
+def test_a_sweep_whose_record_could_not_be_written_does_not_begin(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweeps, "run_jobs", lambda *args, **options: 1 / 0)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(BertlabError, match="cannot be written to"):
+        sweeps.run_sweep("P.4", corpus="messages", runs=2, folder=tmp_path / "new")
 
 
 @pytest.fixture

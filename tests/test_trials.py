@@ -11,11 +11,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from helpers import assert_error
 from joblib import parallel_config
 
 from bertlab import pretraining, training
 from bertlab.cli import main
-from bertlab.core.files import BertlabError, write_json
+from bertlab.core.files import BertlabError, record_errors, write_json
 from bertlab.data.corpora import open_corpus
 from bertlab.encoder import EncoderConfig
 from bertlab.pretraining import PretrainConfig, pretrain
@@ -93,6 +94,7 @@ def test_the_command_lists_every_row(tmp_path):
         (["run", "T4", "--scale", "full"], "--corpus"),
         (["run", "T4", "--scale", "full", "--corpus", "no/such"], "no such file"),
         (["run", "T4", "--jobs", "0"], "jobs 0"),
+        (["run", "T4", "--seeds", str(2**31)], "Choose 1 to 10,000 seeds"),
     ],
 )
 def test_mistakes_cost_one_line(words, says, tmp_path, capsys):
@@ -191,6 +193,22 @@ def test_a_damaged_record_is_named(tmp_path):
     (tmp_path / "trial_mini_T4.1.json").write_text("{", encoding="utf8")
     with pytest.raises(BertlabError, match=r"trial_mini_T4\.1\.json"):
         claims.trial_records("mini", tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"corpus": []}, {"config": None}, {"config": {"data": 3}}])
+def test_a_record_that_is_none_of_a_trial_is_one_line(tiny, change):
+    job = scales.trial_job("T4.1", "tiny", None, tiny, 0)
+    write_json(job.path, {"config": {"data": {}}, "corpus": {}, "config_fingerprint": "other"} | change)
+    assert_error(lambda: scales.run_trial("T4.1", "tiny", folder=tiny), job.path, "is not the record")
+    with pytest.raises(BertlabError, match="is not the record"), record_errors(job.path):
+        scales._describe_end(job, {"record": {"result": {"accuracy": "high"}}, "done_before": True})
+
+
+def test_a_trial_whose_record_could_not_be_written_does_not_begin(tiny, monkeypatch):
+    "Seen before: told after the training."
+    monkeypatch.setattr(scales, "pretrain", lambda *args, **options: 1 / 0)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert_error(lambda: scales.run_trial("T4.1", "tiny", folder=tiny), tiny, "cannot be written to")
 
 
 def test_a_run_that_diverges_does_not_stop_the_others(tiny, monkeypatch, capsys):

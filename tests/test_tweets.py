@@ -134,7 +134,10 @@ def test_folds_of_another_run_are_refused(data, model, tmp_path):
     path = tmp_path / "run" / "fold-0.json"
     whole = json.loads(path.read_text())
     edited = whole | {"probabilities": [[0.5, 0.5] for _ in whole["probabilities"]]}
-    for damaged in ({"probabilities": [[1, 0]], "seconds": 0}, edited, [], None, {"seconds": 1}):
+    ragged = whole | {"probabilities": [[0.5, []], *whole["probabilities"][1:]]}
+    timeless = whole | {"seconds": None}
+    others = {"probabilities": [[1, 0]], "seconds": 0}, [], None, {"seconds": 1}
+    for damaged in (edited, ragged, timeless, *others):
         path.write_text(json.dumps(damaged))
         with pytest.raises(BertlabError, match="does not fit its fold"):
             cross_validate(words, data, splits, tmp_path / "run")
@@ -252,9 +255,13 @@ def test_one_command(kaggle, model, tmp_path, capsys, monkeypatch):
     one, two = (json.loads(path.read_text())["probabilities"] for path in folds)
     assert one != two
     before = capsys.readouterr().out
+    for path in (tmp_path / "out" / "records").iterdir():
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"finished_at": "in May"}))
     monkeypatch.setattr(tweets_study, "finetune", None)  # everything is there
     assert main(list(map(str, command))) == 0
     assert capsys.readouterr().out == before
+    known = [json.loads(path.read_text()) for path in (tmp_path / "out" / "records").iterdir()]
+    assert {record["finished_at"] for record in known} == {"in May"}  # results of then are not called new
     assert (
         main(
             [

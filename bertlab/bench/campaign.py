@@ -32,7 +32,7 @@ from bertlab.bench.estimate import (
 )
 from .implementations import matmul_rates
 from .pipeline import bench_sections
-from ..core.files import BertlabError, read_json, write_json
+from ..core.files import BertlabError, folder_lock, read_json, write_json
 from ..core.processes import changed_environ, interruptible
 from ..core.records import default_device, run_record
 from ..core.reporting import format_table
@@ -296,7 +296,8 @@ def run_campaign(
         (config.out / name).mkdir(parents=True, exist_ok=True)
     cache = os.environ.get("BERTLAB_CACHE") or str(config.out / "cache")
     variables = {"BERTLAB_CACHE": cache, "BERTLAB_RECORDS": str(config.out / "records"), "TQDM_DISABLE": "1"}
-    with changed_environ(**variables), interruptible(lambda: _progress(campaign)):
+    one_call = folder_lock(config.out, wait=False)
+    with one_call, changed_environ(**variables), interruptible(lambda: _progress(campaign)):
         call = _Call(config, campaign, 3600 * hours, ends, run)
         if campaign.status.get("text") != "done" and call.do(text_stage(config)) != "done":
             return False

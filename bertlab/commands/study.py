@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..core.files import BertlabError, check_output_folder
+from ..core.files import BertlabError, check_output_folder, folder_lock, record_errors
 from ..core.flags import parse_args
 
 # %% ../../nbs/commands/02_study.ipynb #eb3d7f1c
@@ -102,7 +102,7 @@ def tweets_command(argv: list[str]):
     from bertlab.study.tweets import run_tweets
 
     if not (args.out / "folds").is_dir():  # otherwise it goes on
-        check_run_folder(args.out, args.model)
+        check_run_folder(args.out, args.data, args.model, *args.other_models)
     run_tweets(args.data, args.model, args.out, args.folds, args.epochs, args.other_models)
     names = {"records": "records", "model": "model", "submission": "submission.csv"}
     print("\n" + "\n".join(f"{name}: {args.out / file}" for name, file in names.items()))
@@ -134,15 +134,16 @@ def sweep_command(argv: list[str]):
         raise BertlabError(f"gpus is {args.gpus}", hint="Give a number from 0")
     from bertlab.core.records import records_dir
     from bertlab.core.reporting import format_table, runs_table
-    from bertlab.study.sweeps import run_sweep
+    from bertlab.study.sweeps import run_sweep, sweep_path
 
     check_output_folder(args.folder or records_dir())
     inputs = {"model": args.model, "data": args.data or None, "corpus": args.corpus or None}
     ray_kwargs = {"address": args.address or None, "gpus": args.gpus, "asha": args.asha}
     settings = {"runs": args.runs, "precision": args.precision, "workers": args.workers}
     record = run_sweep(args.row, args.scale, folder=args.folder, **settings, **inputs, **ray_kwargs)
-    table = runs_table(record["runs"]).sort_values("valid_accuracy", ascending=False)
-    counts = ", ".join(f"{n} {status}" for status, n in record["result"].items())
+    with record_errors(sweep_path(args.row, args.scale, args.folder)):
+        table = runs_table(record["runs"]).sort_values("valid_accuracy", ascending=False)
+        counts = ", ".join(f"{n} {status}" for status, n in record["result"].items())
     print(f"{format_table(table.head(10).to_dict('records'))}\n\n{len(table)} runs: {counts}")
 
 # %% ../../nbs/commands/02_study.ipynb #132e0a14
@@ -186,7 +187,9 @@ def bench_command(argv: list[str]):
     from bertlab.core.records import records_dir
     from bertlab.core.reporting import format_table
 
-    record = run_bench(check_output_folder(args.out or records_dir()), args.only, args.fresh)
+    folder = check_output_folder(args.out or records_dir())
+    with folder_lock(folder, wait=False):  # two at once would measure each other
+        record = run_bench(folder, args.only, args.fresh)
     for title, rows in summarize_record(record).items():
         print(f"{title}\n{format_table(rows)}\n")
     print(f"{len(record['result'])} sections in {record['seconds']:.0f} s, {record['device']}")
@@ -210,8 +213,8 @@ def plan_command(argv: list[str]):
         config: PretrainConfig = field(default_factory=PretrainConfig)
 
     args = parse_args(Plan, argv, "plan")
-    if args.tflops is not None and not 0 < args.tflops < float("inf"):
-        raise BertlabError(f"tflops is {args.tflops}", hint="Give a number above 0")
+    if args.tflops is not None and not 1e-6 <= args.tflops <= 1e6:
+        raise BertlabError(f"tflops is {args.tflops}", hint="Give the rate of one GPU, such as 312")
     config, device = args.config, default_device()
     if args.corpus_tokens is None:
         stats = estimate.measure_corpus(config)

@@ -29,7 +29,8 @@ from bertlab.core.files import (
 from .records import describe_differences, list_checkpoints
 
 # %% ../../nbs/core/07_checkpoints.ipynb #19d6c02a
-CHECKPOINT_FILES = ("model.safetensors", "optimizer.pt", "state.json", CHECKSUMS)
+_STATE_FILES = ("model.safetensors", "optimizer.pt", "state.json")
+CHECKPOINT_FILES = (*_STATE_FILES, CHECKSUMS)
 
 # %% ../../nbs/core/07_checkpoints.ipynb #76d1ef6d
 def save_checkpoint(
@@ -91,7 +92,7 @@ def load_checkpoint(
     optimizers: list[torch.optim.Optimizer],
 ) -> dict:  # its state
     "Put a checkpoint back into a model and its optimisers; a damaged one raises and changes nothing."
-    verify_checksums(path)
+    verify_checksums(path, *_STATE_FILES)
     state = read_json(path / "state.json")
     try:
         weights = load_file(path / "model.safetensors")
@@ -113,7 +114,7 @@ def load_checkpoint(
 # %% ../../nbs/core/07_checkpoints.ipynb #fe0f6172
 def _check_identity(path: Path, initial: dict):
     "Refuse a checkpoint whose state is not that of a run, or belongs to another run."
-    verify_checksums(path)
+    verify_checksums(path, *_STATE_FILES)
     state = read_json(path / "state.json")
     if not isinstance(state, dict) or set(state) != set(initial) or not isinstance(state["identity"], dict):
         raise BertlabError("state.json is not the state of a run", path)

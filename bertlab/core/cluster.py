@@ -13,7 +13,9 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import secrets
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -53,6 +55,21 @@ def _check_loopback(ray):
         hint = "Start a new process in which nothing else imports Ray, or choose --workers"
         raise BertlabError(f"Ray listens on {', '.join(sorted(found))}", hint=hint)
 
+# %% ../../nbs/core/09_cluster.ipynb #8d40b7f3
+def _check_address(address: str):
+    "Refuse what is no address of a cluster, or one at which nothing listens."
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address == "auto":  # where Ray of this machine wrote it down
+        return
+    if not host or not re.fullmatch(r"\d{1,5}", port) or int(port) > 65535:
+        hint = "Give HOST:PORT, as `ray start --head` prints it, or leave the address out"
+        raise BertlabError(f"{address!r} is no address of a Ray cluster", hint=hint)
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, UnicodeError) as e:
+        hint = "Check the address of the cluster; or choose --workers, which does without Ray"
+        raise BertlabError(f"no Ray cluster answers at {address} ({e})", hint=hint) from None
+
 # %% ../../nbs/core/09_cluster.ipynb #e851a2f5
 @contextlib.contextmanager
 def ray_session(
@@ -62,6 +79,8 @@ def ray_session(
     quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     quiet |= {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
     quiet["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the work; Tune would call it a result
+    if address:
+        _check_address(address)
     with watched_folder() as folder, changed_environ(**quiet), contextlib.ExitStack() as stack:
         options = {"address": address}
         if not address:
@@ -75,13 +94,13 @@ def ray_session(
             yield ray, folder
             return
         try:
-            _init(ray, options)
+            _init(ray, options, attempts=1 if address else 2)
             yield ray, folder
         finally:
             ray.shutdown()
 
 # %% ../../nbs/core/09_cluster.ipynb #a74e949c
-def _init(ray, options: dict, attempts: int = 2):
+def _init(ray, options: dict, attempts: int):
     "Start Ray, or join a cluster; on a busy machine it may need a second attempt."
     try:
         ray.init(log_to_driver=False, logging_level="error", **options)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_NAME_BYTES', 'CHECKSUMS', 'BertlabError', 'cache_dir', 'hidden_path', 'holds_only', 'check_output_path',
-           'check_output_folder', 'atomic_path', 'write_json', 'read_json', 'read_json_object', 'fingerprint',
-           'file_sha256', 'write_checksums', 'verify_checksums', 'folder_lock']
+           'check_output_folder', 'check_writable', 'atomic_path', 'write_json', 'read_json', 'read_json_object',
+           'record_errors', 'fingerprint', 'file_sha256', 'write_checksums', 'verify_checksums', 'folder_lock']
 
 # %% ../../nbs/core/01_files.ipynb #361facc5
 import contextlib
@@ -169,6 +169,15 @@ def check_output_folder(
         raise BertlabError("is a file, where a folder is needed", existing, hint="Choose another path")
     return path
 
+# %% ../../nbs/core/01_files.ipynb #3fa9d26b
+def check_writable(
+    folder: str | Path,  # where files will be written
+):
+    "Refuse a folder, there or to be made, in which this user may not write."
+    existing = next(p for p in (Path(folder), *Path(folder).absolute().parents) if p.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise BertlabError("cannot be written to (Permission denied)", folder, hint="Choose another folder")
+
 # %% ../../nbs/core/01_files.ipynb #68858268
 def _put_in_place(tmp_path: Path, path: Path):
     "Give what was written its name."
@@ -254,6 +263,18 @@ def read_json_object(
         raise BertlabError(f"is not {what}", path, hint=hint)
     return obj
 
+# %% ../../nbs/core/01_files.ipynb #5be81f04
+@contextlib.contextmanager
+def record_errors(
+    path: str | Path,  # of the record
+):
+    "Say in one line that what a record holds is not what such a run writes."
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as e:
+        problem = f"is not the record of such a run ({type(e).__name__}: {e})"
+        raise BertlabError(problem, path, hint="Delete it, and type the command again") from None
+
 # %% ../../nbs/core/01_files.ipynb #e479f0fe
 def fingerprint(
     obj,  # anything that JSON can write
@@ -287,10 +308,11 @@ def write_checksums(
 
 def verify_checksums(
     folder: str | Path,  # with a checksums.json
+    *names: str,  # files that it must list
 ):
     "Raise if a file of the folder is missing or is not what was written."
     folder = Path(folder)
-    for name, expected in read_json_object(folder / CHECKSUMS, "a list of checksums").items():
+    for name, expected in read_json_object(folder / CHECKSUMS, "a list of checksums", names).items():
         path = folder / name
         if not path.is_file():
             raise BertlabError("is missing", path)

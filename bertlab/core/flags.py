@@ -162,6 +162,8 @@ def usage_error(
         if similar := re.findall(r"^\s+(--[\w-]+)", rest, re.M):
             hint = f"Perhaps you meant {similar[0]}"
     problem = re.sub(r"Missing value for argument .*?([\w-]+)'.*", r"\1 needs a value", problem)
+    # of a value that may be missing, tyro tells what each of its types says: None's is of no interest
+    problem = re.sub(r": no type matching .* - <class '[\w.]+'>: ", ": ", problem)
     problem = problem.removeprefix("Error parsing ").rstrip(".")
     return BertlabError(problem, hint=hint)
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RUN_FORMAT', 'flatten_config', 'describe_differences', 'records_dir', 'list_checkpoints', 'check_run_folder',
            'find_record', 'check_settings', 'open_run', 'run_or_load', 'events_dir', 'history_events', 'default_device',
-           'device_name', 'versions', 'Provenance', 'RunRecord', 'provenance', 'run_record']
+           'device_name', 'versions', 'Provenance', 'RunRecord', 'provenance', 'run_record', 'write_record']
 
 # %% ../../nbs/core/03_records.ipynb #3c9d5e22
 import contextlib
@@ -113,6 +113,10 @@ def check_run_folder(
         if path.exists() and (path in (real, *real.parents) or real == path.parent):
             if path.is_dir() or path == real:
                 raise BertlabError(f"holds what the command reads ({source})", out, hint=hint)
+    if inside := next((p for p in real.parents if (p / "model.safetensors").is_file()), None):
+        raise BertlabError("lies in the folder of a model", inside, hint=hint)
+    if list_checkpoints(real.parent) and real.name == "checkpoints":
+        raise BertlabError("holds the checkpoints of a run", out, hint=hint)
     if real.is_dir() and not (real / "config.json").is_file():
         names = ("model.safetensors", "tokenizer.json", "record.json", "model", "checkpoints")
         if found := [name for name in names if (real / name).exists()]:
@@ -393,3 +397,17 @@ def run_record(
         **provenance(),
         "history": history,
     }
+
+# %% ../../nbs/core/03_records.ipynb #4c7ae210
+def write_record(
+    path: str | Path,
+    record: dict,
+):
+    "Write a record; one that is there already, and says the same, keeps its time, versions and device."
+    try:
+        known = read_json_object(path, "a run record")
+    except BertlabError:
+        known = {}
+    same = json.loads(json.dumps(record)) | {name: known.get(name) for name in Provenance.__annotations__}
+    if known != same:
+        write_json(path, record)

@@ -31,6 +31,8 @@ def read_tokenizer(
         raise BertlabError("no such tokenizer", path, hint="Train one, or give the path of a tokenizer.json")
     try:
         return Tokenizer.from_str(path.read_text(encoding="utf8"))
+    except OSError:
+        raise
     except Exception as e:  # the library raises plain `Exception`, whatever is wrong
         problem = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise BertlabError(f"is not a tokenizer ({problem})", path, hint="Copy or train it again") from None
@@ -170,7 +172,7 @@ def read_config(
     found = saved.get("model_type")
     if found != model_type:
         command = MODEL_COMMANDS.get(found) if isinstance(found, str) else None
-        hint = f"`bertlab {command}` takes it" if command else None
+        hint = f"`bertlab {command}` takes it" if command else "Give the folder of another model"
         raise BertlabError(f"is a model of type '{found}', not '{model_type}'", path, hint=hint)
     if saved.get("format") != MODEL_FORMAT:
         problem = f"is of format {saved.get('format')}, this bertlab reads {MODEL_FORMAT}"

@@ -25,7 +25,7 @@ from ..encoder import EncoderConfig
 from ..mlm import MaskedLM
 from ..packing import prefetch
 from .claims import Comparison, test_comparison
-from .scales import TrialJob, at_scale, run_jobs
+from .scales import MAX_SEEDS, TrialJob, at_scale, run_jobs
 from .trials import Metric
 from .variants import VariantConfig, VariantTask
 from ..token_store import PretrainData, TokenStore, prepare_data
@@ -266,8 +266,9 @@ def run_recipes(
     epochs: float = BASE_EPOCHS,  # of the study's recipe
 ) -> list[dict]:  # the records
     "The study's recipe, each change of it, and all that helped together; runs what is missing."
-    if seeds < 2 or jobs < 1:
-        raise BertlabError(f"seeds is {seeds}, jobs {jobs}", hint="Choose 2 seeds or more, and 1 job or more")
+    if not 2 <= seeds <= MAX_SEEDS or jobs < 1:
+        hint = f"Choose 2 to {MAX_SEEDS:,} seeds, and 1 job or more"
+        raise BertlabError(f"seeds is {seeds}, jobs {jobs}", hint=hint)
     costs = known_costs(folder, epochs)
 
     def queue(change: Change, cost: float) -> list[TrialJob]:

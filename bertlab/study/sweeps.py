@@ -33,10 +33,13 @@ from ..core.cluster import run_with_ray
 from bertlab.core.files import (
     BertlabError,
     cache_dir,
+    check_writable,
     file_sha256,
     fingerprint,
     folder_lock,
     read_json,
+    read_json_object,
+    record_errors,
     write_json,
 )
 from ..core.processes import interruptible, run_with_processes
@@ -61,8 +64,8 @@ def sample_configs(
     seed: int = 0,
 ) -> list[dict]:
     "Random points of a space of encoder shapes, without those in which the heads cannot share the width."
-    if runs < 1:
-        raise BertlabError(f"runs is {runs}", hint="Choose 1 or more")
+    if not 1 <= runs <= 10_000:
+        raise BertlabError(f"runs is {runs}", hint="Choose 1 to 10,000")
     distributions = {}
     for name, values in space.items():
         if isinstance(values, LogUniform):
@@ -422,16 +425,19 @@ def run_sweep(
     if scale not in SCALES:
         raise BertlabError(f"no scale is called {scale!r}", hint=f"Choose one of {', '.join(SCALES)}")
     first, path = sweep_path("FT.1", scale, folder), sweep_path(row_id, scale, folder)
-    settings = sweep_configs(row_id, runs, read_json(first)["runs"] if first.is_file() else (), scale)
+    with record_errors(first):
+        runs_of_grid = read_json(first)["runs"] if first.is_file() else ()
+        settings = sweep_configs(row_id, runs, runs_of_grid, scale)
     inputs, jobs, about = _inputs_and_jobs(row_id, scale, settings, model, data, corpus, precision)
     size = [asdict(SCALES[scale]), SEARCH_OVERRIDES.get(scale)] if row_id == "P.4" else None
     identity = fingerprint([settings, about, bool(ray_kwargs.get("asha")), size])
     if path.is_file():
-        known = read_json(path)
-        if not isinstance(known, dict) or known.get("config_fingerprint") != identity:
+        known = read_json_object(path, "the record of a sweep", ("config_fingerprint", "runs"))
+        if known["config_fingerprint"] != identity:
             problem = "holds a sweep of other settings, data or model"
             raise BertlabError(problem, path, hint="Move it away, or choose another folder")
         return known
+    check_writable(path.parent)
     work = cache_dir() / "sweeps" / f"{scale}_{row_id}_{identity}"
     ended = run_jobs(inputs, jobs, work, identity, workers, **ray_kwargs)
     counts = dict(sorted(Counter(result.status for result in ended).items()))

@@ -22,7 +22,7 @@ from sklearn.metrics import precision_recall_curve
 
 from ..bpe import split_punctuation
 from ..core.files import BertlabError, file_sha256, fingerprint, folder_lock, read_json, write_json
-from ..core.records import default_device, run_record
+from ..core.records import default_device, run_record, write_record
 from ..data.labeled import LabeledTexts, read_labeled, read_tweets, tweet_inputs
 from ..encoder import Encoder, EncoderConfig, is_foreign, locate_model
 from bertlab.evaluation import (
@@ -183,9 +183,10 @@ def _do_fold(method: Method, data: LabeledTexts, train: np.ndarray, valid: np.nd
         write_json(path, done | {"fingerprint": fingerprint(probabilities)})
         return done
     done = read_json(path)
-    is_whole = isinstance(done, dict) and {"probabilities", "seconds", "fingerprint"} <= set(done)
-    shape = np.shape(done["probabilities"]) if is_whole else None
-    if shape != (len(valid), len(data.names)) or done["fingerprint"] != fingerprint(done["probabilities"]):
+    is_whole = isinstance(done, dict) and isinstance(done.get("seconds"), int | float)
+    # only what was written as it is now is known to have a shape
+    is_whole = is_whole and done.get("fingerprint") == fingerprint(done.get("probabilities"))
+    if not is_whole or np.shape(done["probabilities"]) != (len(valid), len(data.names)):
         raise BertlabError("does not fit its fold", path, hint="Delete it; it is made again")
     return done
 
@@ -335,7 +336,7 @@ def run_methods(
         slug = re.sub(r"\W+", "_", method.name).strip("_").lower()
         found[method.name], seconds = cross_validate(method, data, splits, out / "folds" / slug)
         record = fold_record(method, data, splits, found[method.name], seconds)
-        write_json(out / "records" / f"tweets_{slug}.json", record)
+        write_record(out / "records" / f"tweets_{slug}.json", record)
         print(score_table(record["result"]["folds"]).to_string(header=len(found) == 1), flush=True)
     return found
 
@@ -381,6 +382,7 @@ def run_tweets(
     other_models: Sequence[str | Path] = (),  # of other pre-trainings, compared by the names of their runs
 ):
     "All that is compared on the disaster tweets, then a submission; goes on where it was stopped."
+    train = replace(TAPT_CONFIG, epochs=epochs, precision=BEST_CONFIG.train.precision)
     for folder in (model, *other_models):
         load_encoder(folder)  # what cannot be read is refused now, not after hours
     tweets, out, data = Path(tweets), Path(out), read_labeled(tweets)
@@ -390,7 +392,6 @@ def run_tweets(
     if is_foreign(model):
         run_methods(other_methods({model_name(model): model} | others), data, splits, out)
         return _submit(model, elsewhere_config(), data, read_tweets(tweets), test, out)
-    train = replace(TAPT_CONFIG, epochs=epochs, precision=BEST_CONFIG.train.precision)
     continue_pretraining(model, data.texts + tweet_inputs(test), out / "adapted", train)
     adapted = out / "adapted" / "model"
     found |= run_methods(bert_methods(model, adapted, others), data, splits, out)
@@ -428,4 +429,4 @@ def _submit(
     about = {"texts": len(test), "also_in_train_csv": int(test["text"].isin(labeled["text"]).sum())}
     settings, result = {"finetuning": asdict(config)}, dict(zip(classifier.labels, counts))
     record = run_record("submission", settings, about, [], result)
-    write_json(out / "records" / "tweets_submission.json", record)
+    write_record(out / "records" / "tweets_submission.json", record)
