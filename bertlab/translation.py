@@ -24,7 +24,6 @@ from .core.distributed import sum_metrics
 from bertlab.core.files import (
     BertlabError,
     cache_dir,
-    file_sha256,
     fingerprint,
     folder_lock,
     read_json,
@@ -34,6 +33,7 @@ from .core.records import check_settings, default_device, events_dir, run_or_loa
 from bertlab.core.saving import (
     find_model_folder,
     load_model_folder,
+    model_fingerprint,
     save_model_folder,
     save_tokenizer,
     tokenizer_fingerprint,
@@ -236,8 +236,7 @@ class TranslationConfig:
 
     def __post_init__(self):
         if not 0 <= self.label_smoothing < 1:
-            problem = f"label_smoothing is {self.label_smoothing}"
-            raise BertlabError(problem, hint="Choose a fraction from 0 to below 1")
+            raise BertlabError(f"label_smoothing is {self.label_smoothing}", hint="Choose 0 or more, below 1")
         for name, most in (("eval_pairs", 10**9), ("test_pairs", 10**9), ("num_beams", _MAX_BEAMS)):
             if not 1 <= getattr(self, name) <= most:
                 raise BertlabError(f"{name} is {getattr(self, name)}", hint=f"Choose 1 to {most:,}")
@@ -436,10 +435,10 @@ def train_translator(
     board = events_dir(folder, tensorboard)
     check_settings(folder, asdict(config))
     prepared = prepare_pairs(config.pairs, config.encoder.max_len)
-    identity = {"corpus": prepared.corpus["fingerprint"]}
-    identity["tokenizer"] = tokenizer_fingerprint(prepared.tokenizer)
+    tokenizer = tokenizer_fingerprint(prepared.tokenizer)
+    identity = {"corpus": prepared.corpus["fingerprint"], "tokenizer": tokenizer}
     if config.pretrained:
-        identity["pretrained"] = file_sha256(find_model_folder(config.pretrained) / "model.safetensors")[:16]
+        identity["pretrained"] = model_fingerprint(find_model_folder(config.pretrained))
 
     def work(folder: Path) -> dict:
         model = build_translator(config, prepared.tokenizer).to(default_device())

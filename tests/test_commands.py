@@ -407,6 +407,15 @@ def test_a_name_that_is_not_utf8_is_one_line(home, capsys):
     assert "Traceback" not in told and not any(home.glob("*caf*"))
 
 
+def test_the_same_weights_with_another_config_are_another_model(home, capsys):
+    words = "finetune --model mlm --data d.csv --out f --epochs 1 --n-filters 2".split()
+    assert cli.main(words) == 0
+    config = json.loads((home / "mlm" / "config.json").read_text())
+    config["config"]["activation"] = "relu"
+    (home / "mlm" / "config.json").write_text(json.dumps(config))
+    assert "holds a run on another model" in fails(capsys, *words)
+
+
 def test_half_a_character_is_text(home, capsys):
     assert cli.main(["fill-mask", "mlm", "\udcff [MASK] \ud800"]) == 0
     assert cli.main(["predict", "clf", "\udcff"]) == 0
@@ -457,8 +466,7 @@ def as_nobody(*words, cwd):
     )
 
 
-def test_no_home_and_no_cache_is_one_line(home, capsys):
-    assert cli.main(["data", "default"]) == 0  # now its text lies in the cache, if it did not
+def test_no_home_and_no_cache_is_one_line(home):
     done = as_nobody("data", "default", cwd="/tmp")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "BERTLAB_CACHE" in done.stderr
 

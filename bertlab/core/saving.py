@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MODEL_FORMAT', 'MODEL_FILES', 'MODEL_COMMANDS', 'PICKLE_SUFFIXES', 'read_tokenizer', 'save_tokenizer',
            'tokenizer_fingerprint', 'check_replaceable', 'save_model_folder', 'check_vocabulary', 'find_model_folder',
-           'read_config', 'read_weights', 'build_model', 'load_model_folder']
+           'model_fingerprint', 'read_config', 'read_weights', 'build_model', 'load_model_folder']
 
 # %% ../../nbs/core/04_saving.ipynb #8990100d
 import json
@@ -19,7 +19,16 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from .files import BertlabError, atomic_path, fingerprint, holds_only, read_json, write_json
+from bertlab.core.files import (
+    BertlabError,
+    atomic_path,
+    file_sha256,
+    fingerprint,
+    holds_only,
+    read_json,
+    read_json_object,
+    write_json,
+)
 
 # %% ../../nbs/core/04_saving.ipynb #e3bd7fe6
 def read_tokenizer(
@@ -143,6 +152,16 @@ def find_model_folder(
     if not (folder / "model.safetensors").exists() and (inner / "config.json").exists():
         return inner
     return folder
+
+# %% ../../nbs/core/04_saving.ipynb #7be1d203
+def model_fingerprint(
+    folder: str | Path,  # of a model, bertlab's or one of transformers
+) -> str:  # 16 hexadecimal digits
+    "A fingerprint of all that decides what a model computes: weights, config, tokenizer."
+    files = [Path(folder) / name for name in ("model.safetensors", "tokenizer.json")]
+    config = read_json_object(Path(folder) / "config.json", "a model's config")
+    config.pop("extra", None)  # how it was trained
+    return fingerprint([config, *(file_sha256(path) for path in files if path.is_file())])
 
 # %% ../../nbs/core/04_saving.ipynb #d9979c20
 def read_config(

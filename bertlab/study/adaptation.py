@@ -17,9 +17,9 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from ..bpe import split_punctuation
-from ..core.files import BertlabError, atomic_path, file_sha256, fingerprint
+from ..core.files import BertlabError, atomic_path, fingerprint
 from ..core.records import default_device, run_or_load, run_record
-from ..core.saving import find_model_folder, tokenizer_fingerprint
+from ..core.saving import find_model_folder, model_fingerprint
 from ..data.text import assign_split, normalize
 from ..encoder import count_parameters
 from ..masking import MaskingConfig
@@ -100,9 +100,7 @@ def continue_pretraining(
     mlm, tokenizer = load_model(model)
     about = {"texts": len(texts), "fingerprint": fingerprint(texts)}
     settings = {"masking": asdict(TAPT_MASKING), "train": asdict(train)}
-    weights = find_model_folder(model) / "model.safetensors"
-    identity = {"model": file_sha256(weights), "tokenizer": tokenizer_fingerprint(tokenizer)}
-    identity["texts"] = about["fingerprint"]
+    identity = {"model": model_fingerprint(find_model_folder(model)), "texts": about["fingerprint"]}
 
     def work(folder: Path) -> dict:
         task = _tapt_task(mlm, tokenizer, texts, train)

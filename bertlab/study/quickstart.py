@@ -15,11 +15,12 @@ from pathlib import Path
 import joblib
 import numpy as np
 
-from ..core.files import BertlabError, file_sha256, fingerprint, write_json
+from ..core.files import BertlabError, fingerprint, write_json
 from ..core.plotting import save_figure, set_plot_style
 from ..core.processes import changed_environ, interruptible, run_with_processes
 from ..core.records import default_device, events_dir, run_or_load, run_record
 from ..core.reporting import format_table, plot_histories
+from ..core.saving import model_fingerprint
 from ..data.labeled import LabeledTexts, read_labeled
 from ..encoder import EncoderConfig, count_parameters, locate_model
 from bertlab.evaluation import (
@@ -51,8 +52,8 @@ def run_finetuning(
     "Fine-tune a pre-trained model and its baselines on one split; goes on where it was stopped."
     board = events_dir(folder, tensorboard)
     about = describe_data(data)
-    weights = file_sha256(locate_model(model) / "model.safetensors")[:16]
-    start = f"random weights, shaped like {weights}" if random else weights
+    start = model_fingerprint(locate_model(model))
+    start = f"random weights, shaped like {start}" if random else start
     settings = asdict(config) | {"valid": valid}
 
     def work(folder: Path) -> dict:

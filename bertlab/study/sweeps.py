@@ -34,7 +34,6 @@ from bertlab.core.files import (
     BertlabError,
     cache_dir,
     check_writable,
-    file_sha256,
     fingerprint,
     folder_lock,
     read_json,
@@ -44,7 +43,7 @@ from bertlab.core.files import (
 )
 from ..core.processes import interruptible, run_with_processes
 from ..core.records import default_device, records_dir, run_record
-from ..core.saving import tokenizer_fingerprint
+from ..core.saving import model_fingerprint
 from ..data.labeled import LabeledTexts, read_labeled
 from ..encoder import Encoder, locate_model
 from ..evaluation import holdout
@@ -379,8 +378,7 @@ def classifier_inputs(
         "valid": len(valid),
         "fingerprint": fingerprint([labeled.texts, labeled.labels.tolist(), labeled.names]),
         "encoder": {k: shape[k] for k in ("d_model", "heads", "d_ff", "layers", "vocab_size")},
-        "encoder_sha256": file_sha256(locate_model(model) / "model.safetensors"),
-        "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
+        "model": model_fingerprint(locate_model(model)),
     }
     if any("'group'" in note for note in labeled.notes):  # else the groups follow from the texts
         about["groups"] = fingerprint(labeled.groups.tolist())

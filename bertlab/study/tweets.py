@@ -21,8 +21,9 @@ import torch
 from sklearn.metrics import precision_recall_curve
 
 from ..bpe import split_punctuation
-from ..core.files import BertlabError, file_sha256, fingerprint, folder_lock, read_json, write_json
+from ..core.files import BertlabError, fingerprint, folder_lock, read_json, write_json
 from ..core.records import default_device, run_record, write_record
+from ..core.saving import model_fingerprint
 from ..data.labeled import LabeledTexts, read_labeled, read_tweets, tweet_inputs
 from ..encoder import Encoder, EncoderConfig, is_foreign, locate_model
 from bertlab.evaluation import (
@@ -110,8 +111,7 @@ def bert_method(
     "A pre-trained encoder with a CNN head, fine-tuned."
     folder = locate_model(model)
     settings = {"finetuning": asdict(config), "seeds": list(seeds), "augmentation": augmentation}
-    settings |= {"model": file_sha256(folder / "model.safetensors"), "random": random}
-    settings["tokenizer"] = file_sha256(folder / "tokenizer.json")
+    settings |= {"model": model_fingerprint(folder), "random": random}
     cache = FeatureCache()  # a frozen encoder reads the texts once for all folds
 
     def run(data: LabeledTexts, train: np.ndarray, valid: np.ndarray) -> np.ndarray:
