@@ -253,9 +253,9 @@ def plot_claims(
             yticklabels=[label for label, _ in panel],
             xlabel=unit,
             xlim=(-reach, reach),
+            ylim=(len(panel) - 0.4, -0.6),
         )
         ax.tick_params(axis="y", labelsize=8)
-        ax.invert_yaxis()
     marks = [
         plt.Line2D([], [], color=color, marker="o", label=verdict)
         for verdict, color in VERDICT_COLORS.items()
