@@ -96,8 +96,13 @@ def pretrain_command(argv: list[str]):
     class Pretrain:
         """Train a masked language model on a corpus. Stopped and typed again, it goes on where it was.
 
-        Several processes can share a run:
-        torchrun --master-addr 127.0.0.1 --nproc-per-node 2 --no-python bertlab pretrain --out ...
+        Several processes can share a run, started by
+
+        torchrun --nproc-per-node 2 --no-python bertlab pretrain --out ...
+
+        torchrun listens on all addresses of the machine. On Linux nobody else can reach it within
+
+        unshare -rn sh -c "ip link set lo up; torchrun ..."
         """
 
         out: Path  # Folder of the run; the model will be in its folder model/.
