@@ -461,6 +461,27 @@ def test_a_damaged_record_of_a_sweep_is_one_line(tmp_path, model, capsys, monkey
     assert said.count("\n") == 1 and "sweep_mini_FT.1.json: is not the record" in said
 
 
+def test_a_search_does_not_read_the_record_of_the_grid(tmp_path, monkeypatch):
+    (tmp_path / "sweep_mini_FT.1.json").write_text("{")
+    monkeypatch.setattr(sweeps, "run_jobs", lambda *args, **options: [])
+    record = sweeps.run_sweep("P.4", corpus="messages", runs=2, folder=tmp_path)
+    assert record["row_id"] == "P.4"
+
+
+def test_small_settings_are_printed_as_they_are(monkeypatch, capsys):
+    "Seen before: learning rates of 1e-4 and 5e-5 were both 0.000."
+    result = {"status": "finished", "train_accuracy": 0.5, "valid_accuracy": 0.5, "valid_loss": 0.00001}
+    runs = [
+        {"settings": {"lr": lr, "kernel_sizes": [3, 4], "freeze": "all"}, **result} for lr in (1e-3, 5e-5)
+    ]
+    monkeypatch.setattr(
+        sweeps, "run_sweep", lambda *args, **options: {"runs": runs, "result": {"finished": 2}}
+    )
+    assert main(["sweep", "FT.1"]) == 0
+    printed = capsys.readouterr().out
+    assert "| 0.001 |" in printed and "| 5e-05 |" in printed
+
+
 def test_a_sweep_whose_record_could_not_be_written_does_not_begin(tmp_path, monkeypatch):
     monkeypatch.setattr(sweeps, "run_jobs", lambda *args, **options: 1 / 0)
     monkeypatch.setattr(os, "access", lambda path, mode: False)
