@@ -24,7 +24,14 @@ from typing import TypedDict
 
 import torch
 
-from .files import BertlabError, fingerprint, folder_lock, read_json_object, write_json
+from bertlab.core.files import (
+    BertlabError,
+    fingerprint,
+    folder_lock,
+    nearest_existing,
+    read_json_object,
+    write_json,
+)
 
 # %% ../../nbs/core/03_records.ipynb #a48f0f94
 def flatten_config(
@@ -117,8 +124,7 @@ def check_run_folder(
     "Refuse a folder for a run that is a model's, that holds the command's input, or that is none."
     out = Path(os.path.expanduser(out))
     real, hint = Path(os.path.realpath(out)), "Choose a new folder"
-    existing = next(path for path in (real, *real.parents) if path.exists())
-    if not existing.is_dir():
+    if not (existing := nearest_existing(real)).is_dir():
         raise BertlabError("is a file, where a folder is needed", existing, hint="Choose another path")
     if real == Path(real.anchor):
         raise BertlabError("is not a folder that a run can live in", out, hint=hint)
