@@ -365,6 +365,23 @@ def test_two_sweeps_into_one_folder_the_second_is_refused(tmp_path):
         run_jobs(*classifiers(), tmp_path / "sweep", workers=1)
 
 
+def test_an_interruption_says_how_many_are_done_also_without_a_bar(tmp_path, monkeypatch, capsys):
+    "Seen before: 0 of 12, whatever was done, where TQDM_DISABLE is set."
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+
+    def stop_after_two(work, inputs, jobs, save_result, workers):
+        for number, job in enumerate(jobs[:2]):
+            save_result(number, asdict(sweeps.RunResult(job.settings, "finished")), "finished")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweeps, "run_with_processes", stop_after_two)
+    inputs, jobs = classifiers()
+    for done in (2, 4):
+        with pytest.raises((KeyboardInterrupt, SystemExit, BertlabError)) as caught:
+            run_jobs(inputs, jobs, tmp_path, workers=1)
+        assert f"{done} of 4 runs are done" in str(caught.value) + capsys.readouterr().err
+
+
 def test_ray_is_started_quietly(monkeypatch):
     ray, asked = pytest.importorskip("ray"), {}
     monkeypatch.setattr(ray, "init", lambda **options: asked.update(options, **os.environ))

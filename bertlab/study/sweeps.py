@@ -333,7 +333,10 @@ def run_jobs(
                 write_json(paths[i], asdict(results[i]))
             bar.update()
 
-        with tqdm(**look) as bar, interruptible(lambda: f"{bar.n} of {len(jobs)} runs are done"):
+        def progress() -> str:  # not the bar's, which counts nothing where it is switched off
+            return f"{sum(result is not None for result in results)} of {len(jobs)} runs are done"
+
+        with tqdm(**look) as bar, interruptible(progress):
             if missing:
                 run(do_job, inputs, [jobs[i] for i in missing], save_result)
     failed = [result for result in results if result is None or result.status == "failed"]
