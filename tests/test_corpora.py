@@ -1,6 +1,7 @@
 """Formats and faults of corpus files."""
 
 import csv
+import errno
 import gzip
 import io
 import json
@@ -9,7 +10,9 @@ import subprocess
 import sys
 import tracemalloc
 import zipfile
+from types import SimpleNamespace
 
+import numpy as np
 import openpyxl
 import pandas as pd
 import pytest
@@ -694,8 +697,61 @@ def test_hub_files_with_other_columns(tmp_path):
     frame = pd.DataFrame({"a": ["x"]})
     for convert in (downloads._convert_pairs, downloads._convert_documents, downloads._convert_tweets):
         assert_error(lambda convert=convert: convert(frame, tmp_path), "has no column", "only a")
-    broken = pd.DataFrame({"translation": ["no dict"]})
-    assert_error(lambda: downloads._convert_pairs(broken, tmp_path), "does not hold ko and en")
+    for column, values, convert in (
+        ("translation", ["no dict"], downloads._convert_pairs),
+        ("translation", [{"ko": 1, "en": 2}], downloads._convert_pairs),
+        ("translation", [], downloads._convert_pairs),
+        ("text", [1, 2], downloads._convert_documents),
+        ("text", [b"bytes"], downloads._convert_documents),
+    ):
+        broken = pd.DataFrame({column: values})
+        assert_error(lambda b=broken, c=convert: c(b, tmp_path), f"{column!r}", "nothing that can be read")
+    tweets = pd.DataFrame({"text": ["a fire"], "target": ["yes"]})
+    assert_error(lambda: downloads._convert_tweets(tweets, tmp_path), "'target'", "nothing that can be read")
+    assert not list(tmp_path.iterdir())  # what nobody can read is not kept
+
+
+def test_what_hub_files_hold_beside_text_is_counted(tmp_path):
+    pairs = [{"ko": "비가 온다.", "en": "It rains."}, {"ko": "하나", "en": None}, None]
+    downloads._convert_pairs(pd.DataFrame({"translation": pairs}), tmp_path)
+    skipped = SkipCounts()
+    assert list(readers.read_pairs(tmp_path / "pairs.tsv.zst", skipped)) == [("비가 온다.", "It rains.")]
+    assert skipped["empty cell"] == 2
+    meta = [{"pile_set_name": "Github", "tags": np.array(["a"])}, ["a list"], {"pile_set_name": "FreeLaw"}]
+    frame = pd.DataFrame({"text": ["It rains.", "It pours.", None], "meta": meta})
+    downloads._convert_documents(frame, tmp_path)
+    corpus = corpora.open_corpus(tmp_path / "documents.jsonl.zst")
+    assert list(corpus) == [("it rains.", "Github"), ("it pours.", "")]
+    assert corpus.skipped["not a document of the Pile"] == 1
+
+
+def test_a_ragged_table_of_the_hub_is_not_shifted(tmp_path):
+    (tmp_path / "train.csv").write_text("id,text,target\n1,a fire,1,9\n")  # pandas takes the id for an index
+    assert_error(lambda: downloads._read_hub_table(tmp_path / "train.csv"), "train.csv, row 2", "4 cells")
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "cannot be written (No space left on device)"),
+        (ConnectionError("nobody\n answers"), "(ConnectionError: nobody answers). Check the internet"),
+    ],
+)
+def test_a_download_that_fails_leaves_nothing_and_says_why(tmp_path, monkeypatch, error, says):
+    monkeypatch.setenv("BERTLAB_CACHE", str(tmp_path))
+    left = tmp_path / "corpora" / ".pile-10k.download"
+    left.mkdir(parents=True)
+    (left / "half.incomplete").write_bytes(b"of a process that was killed")
+
+    def fail(**options):
+        assert not left.exists()
+        left.mkdir()
+        raise error
+
+    hub = SimpleNamespace(HfApi=lambda: SimpleNamespace(list_repo_files=lambda *args, **options: fail()))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    assert_error(lambda: downloads.download_corpus("pile-10k"), says)
+    assert [path.name for path in left.parent.iterdir() if not path.name.endswith(".lock")] == []
 
 
 def test_the_package_needs_no_optional_reader(tmp_path):

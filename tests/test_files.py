@@ -27,6 +27,8 @@ from bertlab.core.files import (
     write_checksums,
     write_json,
 )
+from bertlab.core.records import check_run_folder
+from bertlab.core.saving import build_model
 
 posix = pytest.mark.skipif(os.name != "posix", reason="pipes, links and bytes as names are POSIX's")
 
@@ -261,6 +263,15 @@ def test_windows_opens_no_folder_and_syncs_no_file_opened_for_reading(tmp_path, 
     assert synced  # files are still synced
 
 
+def test_a_drive_that_is_not_there_is_one_line(tmp_path, monkeypatch):
+    "As Z: is on Windows, where not even the last of the parents exists; seen before: StopIteration."
+    monkeypatch.setattr(os.path, "lexists", lambda path: False)
+    for check in (files.check_output_folder, files.check_writable, check_run_folder):
+        with pytest.raises(BertlabError) as caught:
+            check(tmp_path / "run")
+        assert_one_line(caught, tmp_path / "run", "lies on a drive that is not there")
+
+
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EBADF])
 def test_a_network_folder_need_not_sync_directories(tmp_path, monkeypatch, code):
     real = os.fsync
@@ -370,6 +381,21 @@ def test_a_cache_that_cannot_be_made_is_one_line(tmp_path, monkeypatch):
 
 
 @posix
+@pytest.mark.parametrize(
+    ("text", "line"), [("", "RuntimeError"), ("\n \n", "RuntimeError"), ("\nIt broke.\nBadly.", "It broke")]
+)
+def test_an_error_of_a_library_is_told_in_its_first_line(tmp_path, text, line):
+    "Seen before: an IndexError, where the message is empty."
+    assert files.first_line(RuntimeError(text)) == line
+
+    def build():
+        raise RuntimeError(text)
+
+    with pytest.raises(BertlabError) as caught:
+        build_model(build, {}, tmp_path / "model.safetensors")
+    assert_one_line(caught, f"config.json: the config describes no model ({line}). Save")
+
+
 def test_a_tilde_in_the_cache_is_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("BERTLAB_CACHE", "~/cache")

@@ -172,6 +172,8 @@ def test_rows_are_counted_as_a_spreadsheet_counts_them(table):
         ("1 2", "2"),
         ("1.0 2.0", "2.0"),
         ("0 4", "4"),
+        (".5 1.5", "1.5"),
+        ("5 1e3", "1e3"),
         ("ham spam", "spam"),
         ("no yes", "yes"),
         ("neg pos", "pos"),

@@ -13,6 +13,7 @@ from filelock import FileLock
 from helpers import assert_one_line, contents
 from torch import nn
 
+from bertlab.commands.course import export_command
 from bertlab.core import records
 from bertlab.core.checkpoints import CHECKPOINT_FILES
 from bertlab.core.distributed import sum_metrics, to_sum_dtype
@@ -130,6 +131,21 @@ def test_out_may_be_beside_the_model(tmp_path, model):
     (tmp_path / "data.csv").write_text("text,label")
     assert check_run_folder(tmp_path / "M" / "head", model, tmp_path / "data.csv") == tmp_path / "M" / "head"
     assert check_run_folder(tmp_path / "new", model, tmp_path / "data.csv", "default") == tmp_path / "new"
+
+
+@pytest.mark.parametrize("out", ["run/model", "run/checkpoints/x", "run/tensorboard", "run/model/a/b"])
+def test_out_is_not_where_an_unfinished_run_will_put_its_model(tmp_path, out):
+    def fails(folder):
+        raise BertlabError("stopped")
+
+    with pytest.raises(BertlabError, match="stopped"):
+        run_or_load(tmp_path / "run", CONFIG, fails, IDENTITY)
+    assert not (tmp_path / "run" / "model").exists()
+    for command in (check_run_folder, lambda to: export_command([str(tmp_path / "other"), "--to", str(to)])):
+        with pytest.raises(BertlabError) as caught:
+            command(tmp_path / out)
+        assert_one_line(caught, out, f"belongs to the run in {tmp_path / 'run'}", "Choose a new folder")
+    assert check_run_folder(tmp_path / "run" / "head") == tmp_path / "run" / "head"
 
 
 @pytest.mark.parametrize("out", ["data.csv", "/", "data.csv/run"])

@@ -365,6 +365,23 @@ def test_two_sweeps_into_one_folder_the_second_is_refused(tmp_path):
         run_jobs(*classifiers(), tmp_path / "sweep", workers=1)
 
 
+def test_an_interruption_says_how_many_are_done_also_without_a_bar(tmp_path, monkeypatch, capsys):
+    "Seen before: 0 of 12, whatever was done, where TQDM_DISABLE is set."
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+
+    def stop_after_two(work, inputs, jobs, save_result, workers):
+        for number, job in enumerate(jobs[:2]):
+            save_result(number, asdict(sweeps.RunResult(job.settings, "finished")), "finished")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweeps, "run_with_processes", stop_after_two)
+    inputs, jobs = classifiers()
+    for done in (2, 4):
+        with pytest.raises((KeyboardInterrupt, SystemExit, BertlabError)) as caught:
+            run_jobs(inputs, jobs, tmp_path, workers=1)
+        assert f"{done} of 4 runs are done" in str(caught.value) + capsys.readouterr().err
+
+
 def test_ray_is_started_quietly(monkeypatch):
     ray, asked = pytest.importorskip("ray"), {}
     monkeypatch.setattr(ray, "init", lambda **options: asked.update(options, **os.environ))
@@ -459,6 +476,27 @@ def test_a_damaged_record_of_a_sweep_is_one_line(tmp_path, model, capsys, monkey
     assert main([*words, "--workers", "1"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "sweep_mini_FT.1.json: is not the record" in said
+
+
+def test_a_search_does_not_read_the_record_of_the_grid(tmp_path, monkeypatch):
+    (tmp_path / "sweep_mini_FT.1.json").write_text("{")
+    monkeypatch.setattr(sweeps, "run_jobs", lambda *args, **options: [])
+    record = sweeps.run_sweep("P.4", corpus="messages", runs=2, folder=tmp_path)
+    assert record["row_id"] == "P.4"
+
+
+def test_small_settings_are_printed_as_they_are(monkeypatch, capsys):
+    "Seen before: learning rates of 1e-4 and 5e-5 were both 0.000."
+    result = {"status": "finished", "train_accuracy": 0.5, "valid_accuracy": 0.5, "valid_loss": 0.00001}
+    runs = [
+        {"settings": {"lr": lr, "kernel_sizes": [3, 4], "freeze": "all"}, **result} for lr in (1e-3, 5e-5)
+    ]
+    monkeypatch.setattr(
+        sweeps, "run_sweep", lambda *args, **options: {"runs": runs, "result": {"finished": 2}}
+    )
+    assert main(["sweep", "FT.1"]) == 0
+    printed = capsys.readouterr().out
+    assert "| 0.001 |" in printed and "| 5e-05 |" in printed
 
 
 def test_a_sweep_whose_record_could_not_be_written_does_not_begin(tmp_path, monkeypatch):

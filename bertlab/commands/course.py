@@ -430,8 +430,9 @@ def export_command(argv: list[str]):
 
     args = parse_args(Export, argv, "export")
     from bertlab.core.files import check_output_path
+    from bertlab.core.records import check_outside_runs
 
-    check_output_path(args.to, args.model)
+    check_outside_runs(check_output_path(args.to, args.model))
     if find_spec("transformers") is None:
         raise BertlabError("transformers is not installed", hint="Run: pip install 'bertlab[interop]'")
     from bertlab.export import export_model

@@ -143,6 +143,8 @@ def sweep_command(argv: list[str]):
     record = run_sweep(args.row, args.scale, folder=args.folder, **settings, **inputs, **ray_kwargs)
     with record_errors(sweep_path(args.row, args.scale, args.folder)):
         table = runs_table(record["runs"]).sort_values("valid_accuracy", ascending=False)
+        for name in record["runs"][0]["settings"]:  # a learning rate of 5e-05 is not 0.000
+            table[name] = [f"{value:.4g}" if isinstance(value, float) else value for value in table[name]]
         counts = ", ".join(f"{n} {status}" for status, n in record["result"].items())
     print(f"{format_table(table.head(10).to_dict('records'))}\n\n{len(table)} runs: {counts}")
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from unittest import mock
 
-from .files import BertlabError
+from .files import BertlabError, first_line
 from .processes import changed_environ, watched_folder
 
 # %% ../../nbs/core/09_cluster.ipynb #dcc2ff59
@@ -109,7 +109,7 @@ def _init(ray, options: dict, attempts: int):
         if attempts > 1:
             return _init(ray, options, attempts - 1)
         hint = "Check the address of the cluster; or choose --workers, which does without Ray"
-        raise BertlabError(f"Ray did not start ({str(e).strip().splitlines()[0]})", hint=hint) from None
+        raise BertlabError(f"Ray did not start ({first_line(e)})", hint=hint) from None
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are results, and reported as such
     if options["address"] == "local":
         _check_loopback(ray)

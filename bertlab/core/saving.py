@@ -24,6 +24,7 @@ from bertlab.core.files import (
     atomic_path,
     file_sha256,
     fingerprint,
+    first_line,
     holds_only,
     read_json,
     read_json_object,
@@ -43,8 +44,8 @@ def read_tokenizer(
     except OSError:
         raise
     except Exception as e:  # the library raises plain `Exception`, whatever is wrong
-        problem = str(e).splitlines()[0] if str(e) else type(e).__name__
-        raise BertlabError(f"is not a tokenizer ({problem})", path, hint="Copy or train it again") from None
+        problem = f"is not a tokenizer ({first_line(e)})"
+        raise BertlabError(problem, path, hint="Copy or train it again") from None
 
 
 def save_tokenizer(
@@ -233,9 +234,8 @@ def build_model(
         with torch.device("meta"):
             expected = build().state_dict()
     except (RuntimeError, TypeError, ValueError, BertlabError) as e:
-        problem = str(e).splitlines()[0].rstrip(".")
         raise BertlabError(
-            f"the config describes no model ({problem})",
+            f"the config describes no model ({first_line(e)})",
             Path(path).with_name("config.json"),
             hint="Save the model again",
         ) from None

@@ -6,19 +6,22 @@
 __all__ = ['HUB_DATASETS', 'MANUAL_DATASETS', 'HubCorpus', 'print_escaped', 'download_corpus']
 
 # %% ../../nbs/data/07_downloads.ipynb #62c6d6ee
+import errno
 import fnmatch
 import hashlib
 import io
 import json
+import logging
 import os
+import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from ..core.files import BertlabError, atomic_path, cache_dir, file_sha256, folder_lock
+from ..core.files import BertlabError, atomic_path, cache_dir, file_sha256, folder_lock, hidden_path
+from .labeled import read_frame
 
 # %% ../../nbs/data/07_downloads.ipynb #576e2f8c
 def _write_lines(path: Path, lines: Iterable[str]):
@@ -30,25 +33,27 @@ def _write_lines(path: Path, lines: Iterable[str]):
             out.writelines(line + "\n" for line in lines)
 
 # %% ../../nbs/data/07_downloads.ipynb #5f4d2888
-def _hub_column(frame, name: str):
-    "A column of a downloaded table; what is there instead, if it is missing."
-    if name not in frame:
-        problem = f"the data set has no column {name!r}, only {', '.join(map(str, frame.columns))}"
-        raise BertlabError(
-            problem, hint="It has changed on the hub: choose another corpus, or tell bertlab's authors"
-        )
-    return frame[name]
+_CHANGED = "It has changed on the hub: choose another corpus, or tell bertlab's authors"
+
+
+def _hub_column(frame, name: str, is_fit: Callable = lambda cell: isinstance(cell, str)):
+    "A column of a downloaded table; what is wrong, if it is missing or no cell of it is what it should be."
+    problem = f"the data set has no column {name!r}, only {', '.join(map(str, frame.columns))}"
+    if name in frame:
+        if any(map(is_fit, frame[name])):
+            return frame[name]
+        problem = f"the column {name!r} of the data set holds nothing that can be read"
+    raise BertlabError(problem, hint=_CHANGED)
 
 # %% ../../nbs/data/07_downloads.ipynb #29bc4e68
 def _convert_pairs(frame, folder: Path):
     "OPUS: a column `translation` that holds {en, ko}."
-    pairs = _hub_column(frame, "translation")
-    if not all(isinstance(pair, dict) and {"ko", "en"} <= set(pair) for pair in pairs):
-        problem = "the column translation of the data set does not hold ko and en"
-        raise BertlabError(problem, hint="It has changed on the hub: choose another corpus")
-    cells = (
-        [" ".join(pair[lang].split()) for lang in ("ko", "en")] for pair in pairs if pair["ko"] and pair["en"]
-    )
+
+    def sides(pair) -> list[str]:  # what is missing is empty, and counted when the pairs are read
+        texts = [pair.get(lang) if isinstance(pair, dict) else None for lang in ("ko", "en")]
+        return [" ".join(text.split()) if isinstance(text, str) else "" for text in texts]
+
+    cells = map(sides, _hub_column(frame, "translation", lambda pair: all(sides(pair))))
     _write_lines(folder / "pairs.tsv.zst", chain(["ko\ten"], map("\t".join, cells)))
 
 # %% ../../nbs/data/07_downloads.ipynb #dcadd922
@@ -56,16 +61,22 @@ def _convert_documents(frame, folder: Path):
     "The Pile: columns `text` and, mostly, `meta`."
     texts = _hub_column(frame, "text")
     meta = frame["meta"] if "meta" in frame else [{}] * len(frame)
-    documents = (
-        {"text": text, "meta": m if isinstance(m, (dict, str)) else {}} for text, m in zip(texts, meta)
-    )
+
+    def document(text, about) -> dict:  # what is no text is counted when the documents are read
+        if isinstance(about, dict):
+            about = {key: value for key, value in about.items() if isinstance(value, str)}
+        elif not isinstance(about, str):
+            about = {}
+        return {"text": text if isinstance(text, str) else None, "meta": about}
+
+    documents = map(document, texts, meta)
     _write_lines(folder / "documents.jsonl.zst", (json.dumps(d, ensure_ascii=False) for d in documents))
 
 # %% ../../nbs/data/07_downloads.ipynb #c50732c3
 def _convert_tweets(frame, folder: Path):
     "Kaggle's disaster tweets, as Kaggle writes them."
-    for name in ("text", "target"):
-        _hub_column(frame, name)
+    _hub_column(frame, "text")
+    _hub_column(frame, "target", lambda target: str(target).strip() in ("0", "1", "0.0", "1.0"))
     frame.to_csv(folder / "train.csv", index=False)
 
 # %% ../../nbs/data/07_downloads.ipynb #7881656f
@@ -124,6 +135,7 @@ def _verify(path: Path, sha256: str | None, blob_id: str):
 def _download(corpus: HubCorpus, folder: Path) -> Path:
     "Download the first file of a data set that fits its pattern, and check its hash."
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # else a line or two for each attempt
     try:
         import huggingface_hub as hub
     except ImportError:
@@ -141,9 +153,13 @@ def _download(corpus: HubCorpus, folder: Path) -> Path:
     except BertlabError:
         raise
     except Exception as e:  # the hub's errors come from several libraries, and all mean the same here
+        if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise  # it is the disk
+        told = f"{type(e).__name__}: {' '.join(str(e).split())[:150]}"
         raise BertlabError(
-            f"{corpus.repo} cannot be downloaded ({type(e).__name__})",
-            hint="Check the internet connection, or choose a corpus that is here: default, messages",
+            f"{corpus.repo} cannot be downloaded ({told.rstrip('.')})",
+            hint="Check the internet connection, try again later, or choose a corpus that is here: "
+            "default, messages",
         ) from None
     raise BertlabError(
         f"{corpus.repo} has no file {corpus.pattern}",
@@ -158,7 +174,9 @@ def _read_hub_table(path: Path):
     try:
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
-        return pd.read_csv(path, dtype=str, keep_default_na=False)
+        return read_frame(path)
+    except BertlabError as e:
+        raise BertlabError(e.problem, path.name, e.row, _CHANGED) from None
     except ImportError:
         problem = "pandas needs pyarrow to read parquet"
         raise BertlabError(problem, path, hint="Run: pip install pyarrow") from None
@@ -189,11 +207,16 @@ def download_corpus(
     with folder_lock(folder):
         if folder.exists():
             return folder
-        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch, atomic_path(folder) as tmp_path:
-            file = _download(corpus, Path(scratch))
-            tmp_path.mkdir()
-            if corpus.convert:
-                corpus.convert(_read_hub_table(file), tmp_path)
-            else:
-                file.rename(tmp_path / file.name)
+        scratch = hidden_path(folder, "download")
+        shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
+        try:
+            with atomic_path(folder) as tmp_path:
+                file = _download(corpus, scratch)
+                tmp_path.mkdir()
+                if corpus.convert:
+                    corpus.convert(_read_hub_table(file), tmp_path)
+                else:
+                    file.rename(tmp_path / file.name)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
     return folder

@@ -149,13 +149,16 @@ NEGATIVE_NAMES = set(
 )
 
 
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?")
+
+
 def positive_class(
     names: Sequence[str],  # two
     counts: Sequence[int] = (1, 1),  # how many texts each has
 ) -> tuple[str, str]:  # the name of the positive class, and why it is that one
     "The positive one of two classes: the greater number, by its or the other's name, or because it is rarer."
     bare = [re.sub(r"^(-?\d+)\.0+$", r"\1", name.strip().casefold()) for name in names]  # 1.0 is 1
-    if all(re.fullmatch(r"-?\d+(\.\d+)?", name) for name in bare) and float(bare[0]) != float(bare[1]):
+    if all(_NUMBER.fullmatch(name) for name in bare) and float(bare[0]) != float(bare[1]):
         return max(names, key=float), "the greater number"  # also of 1 and 2, as reviews are labelled
     for known, pick in ((POSITIVE_NAMES, 0), (NEGATIVE_NAMES, 1)):
         if (bare[0] in known) != (bare[1] in known):
@@ -210,7 +213,7 @@ def _lookalikes(names: Sequence[str]) -> list[str]:
     alike: dict[str, list[str]] = {}
     for name in names:
         key = " ".join(unicodedata.normalize("NFKC", name).casefold().strip("\"'").split())
-        if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", key):
+        if _NUMBER.fullmatch(key):
             key = str(float(key))
         alike.setdefault(key, []).append(name)
     return [

@@ -333,7 +333,10 @@ def run_jobs(
                 write_json(paths[i], asdict(results[i]))
             bar.update()
 
-        with tqdm(**look) as bar, interruptible(lambda: f"{bar.n} of {len(jobs)} runs are done"):
+        def progress() -> str:  # not the bar's, which counts nothing where it is switched off
+            return f"{sum(result is not None for result in results)} of {len(jobs)} runs are done"
+
+        with tqdm(**look) as bar, interruptible(progress):
             if missing:
                 run(do_job, inputs, [jobs[i] for i in missing], save_result)
     failed = [result for result in results if result is None or result.status == "failed"]
@@ -424,7 +427,8 @@ def run_sweep(
         raise BertlabError(f"no scale is called {scale!r}", hint=f"Choose one of {', '.join(SCALES)}")
     first, path = sweep_path("FT.1", scale, folder), sweep_path(row_id, scale, folder)
     with record_errors(first):
-        runs_of_grid = read_json(first)["runs"] if first.is_file() else ()
+        starts_from_first = row_id not in ("FT.1", "P.4") and first.is_file()
+        runs_of_grid = read_json(first)["runs"] if starts_from_first else ()
         settings = sweep_configs(row_id, runs, runs_of_grid, scale)
     inputs, jobs, about = _inputs_and_jobs(row_id, scale, settings, model, data, corpus, precision)
     size = [asdict(SCALES[scale]), SEARCH_OVERRIDES.get(scale)] if row_id == "P.4" else None
