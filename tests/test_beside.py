@@ -27,6 +27,7 @@ LINES = [
     f"sentence {i} is about {'rain' if i % 2 else 'an array'} and the number {i * i}." for i in range(300)
 ]
 TEXTS = ["It rains.\nIt pours.", None, "A long line. " * 40 + "The end.", "비가 온다.", "", "x" * 5000]
+SKIPPED = {"no text in this row": 1, "nothing lost: a long line, split into sentences": 1}
 
 
 # ---------------------------------------------------------------- TensorBoard
@@ -196,7 +197,7 @@ def test_a_column_is_read_as_a_text_file_is(tmp_path, as_text, kind):
     for path in write_tables(tmp_path / "tables", table):
         assert list(open_corpus(path)) == as_text and list(open_corpus(f"{path}:본문")) == as_text
         corpus = open_corpus(str(path))
-        assert sum(1 for _ in corpus) == len(as_text) and corpus.skipped == {"no text in this row": 1}
+        assert sum(1 for _ in corpus) == len(as_text) and corpus.skipped == SKIPPED
         assert open_corpus(f"{path}:본문").fingerprint != corpus.fingerprint
         assert open_corpus(f"{path}:text").fingerprint == corpus.fingerprint
         assert corpus.describe()["options"] == {"format": "table", "column": "text"}
@@ -314,7 +315,7 @@ def test_texts_in_python_are_one_corpus_wherever_they_lie(as_text):
         pd.DataFrame({"text": TEXTS}),
     ]
     for found in map(open_corpus, sources):
-        assert list(found) == as_text and found.skipped == {"no text in this row": 1}
+        assert list(found) == as_text and found.skipped == SKIPPED
     fingerprints = {open_corpus(source).fingerprint for source in sources}
     assert len(fingerprints) == 1
     assert open_corpus(TEXTS[::-1]).fingerprint not in fingerprints

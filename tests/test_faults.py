@@ -226,7 +226,7 @@ COMMANDS = [  # the words after bertlab; what the one line must say
     (["data", "@fr.tsv"], ["fr.tsv, row 1", "번역문 or en", "'fr'"]),
     (["data", "@header.tsv"], ["header.tsv", "holds no sentence"]),
     (["data", "@broken.xlsx"], ["broken.xlsx", "Download it again"]),
-    (["data", "@none.jsonl"], ["none.jsonl", "no line is JSON with a text", "Rename the key"]),
+    (["data", "@none.jsonl"], ["none.jsonl", "no line is JSON with a text", "one JSON object per line"]),
     (["data", "@mixed"], ["mixed", "pairs and text files", "a folder of one kind"]),
     (["data", "@odd"], ["odd", "holds no files that bertlab knows"]),
     (["data", "@headeronly.csv"], ["headeronly.csv", "holds no sentence"]),
@@ -235,7 +235,7 @@ COMMANDS = [  # the words after bertlab; what the one line must say
     ([*PRETRAIN, "--corpus", "@one.txt"], ["no"]),
     (
         [*PRETRAIN, "--corpus", "@good.txt", "--lang", "ko"],
-        ["lang is an option of a parallel corpus", "Leave out"],
+        ["lang is an option of a parallel corpus", "Choose pairs"],
     ),
     (
         [*PRETRAIN, "--corpus", "@good.txt", "--heads", "3"],

@@ -131,6 +131,7 @@ def test_out_may_be_beside_the_model(tmp_path, model):
     (tmp_path / "data.csv").write_text("text,label")
     assert check_run_folder(tmp_path / "M" / "head", model, tmp_path / "data.csv") == tmp_path / "M" / "head"
     assert check_run_folder(tmp_path / "new", model, tmp_path / "data.csv", "default") == tmp_path / "new"
+    assert check_run_folder(tmp_path / "new", model, tmp_path) == tmp_path / "new"  # below the data
 
 
 @pytest.mark.parametrize("out", ["run/model", "run/checkpoints/x", "run/tensorboard", "run/model/a/b"])

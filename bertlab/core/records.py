@@ -130,9 +130,10 @@ def check_run_folder(
         raise BertlabError("is not a folder that a run can live in", out, hint=hint)
     for source in inputs:
         path = Path(os.path.realpath(os.path.expanduser(source)))
-        if path.exists() and (path in (real, *real.parents) or real == path.parent):
-            if path.is_dir() or path == real:
-                raise BertlabError(f"holds what the command reads ({source})", out, hint=hint)
+        is_model = (path / "config.json").is_file()
+        around_model = is_model and (path in real.parents or real == path.parent)
+        if path.exists() and (path == real or around_model):
+            raise BertlabError(f"holds what the command reads ({source})", out, hint=hint)
     if inside := next((p for p in real.parents if (p / "model.safetensors").is_file()), None):
         raise BertlabError("lies in the folder of a model", inside, hint=hint)
     check_outside_runs(out)
