@@ -233,7 +233,9 @@ def predict_command(argv: list[str]):
         """Classify texts from words, a file or standard input; or write a Kaggle submission of tweets.
 
         bertlab predict RUN "a text" "another"
+
         bertlab predict RUN --file reviews.csv --out predictions.csv
+
         cat lines.txt | bertlab predict RUN - --format csv
         """
 

@@ -70,7 +70,9 @@ def content_fingerprint(
     return digest
 
 # %% ../../nbs/data/04_corpora.ipynb #2ef7f6a0
-CORPUS_VERSION = 2  # to be raised when reading changes: what was made from a corpus is then made again
+CORPUS_VERSION = 3  # to be raised when reading changes: what was made from a corpus is then made again
+_BUILT_IN_VERSION = 2  # the same for what is built in, which no reader of files touches
+BUILT_IN = ("default", "messages")
 _LETTER = re.compile(r"[^\W\d_]")
 
 # %% ../../nbs/data/04_corpora.ipynb #e338a9ef
@@ -119,7 +121,8 @@ class Corpus:
         "Changes when a file, an option or the rules change."
         files = [[f.name, content_fingerprint(f)] for f in self.files]
         content = [self.content()] if self.content else []
-        return fingerprint([CORPUS_VERSION, self.options, files, *content])
+        version = _BUILT_IN_VERSION if self.options.get("format") in BUILT_IN else CORPUS_VERSION
+        return fingerprint([version, self.options, files, *content])
 
     def describe(self) -> dict:
         "What a run's record says of its corpus; the counts are those of the last reading."
@@ -264,9 +267,6 @@ def _locate_hub(name: str) -> tuple[dict, list[str]]:
     ]
 
 # %% ../../nbs/data/04_corpora.ipynb #1426a59f
-BUILT_IN = ("default", "messages")
-
-
 def detect_format(
     path: str | Path,  # a file, or a folder of one format
 ) -> str:  # a key of FILE_SUFFIXES
