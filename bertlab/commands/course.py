@@ -180,8 +180,8 @@ def _announce_finetuning(model: Path, data, args) -> str:  # what is cut off the
     encoder, tokenizer = load_encoder(model)
     train, max_len = holdout(data, args.valid)[0], encoder.config.max_len
     store = in_memory_store(data.texts, tokenizer, max_len)
-    told = announce_finetuning(args.config, encoder.config, store.lengths[train], default_device())
-    print(told, flush=True)
+    plan = announce_finetuning(args.config, encoder.config, store.lengths[train], default_device())
+    print(plan, flush=True)
     cut = store.manifest["truncated"]
     return f"left out: the ends of {cut:,} texts beyond {max_len} tokens, or of endless words" if cut else ""
 
@@ -276,13 +276,13 @@ def predict_command(argv: list[str]):
 
 # %% ../../nbs/commands/01_course.ipynb #353c52f8
 def _store_texts(texts: list[str], tokenizer, max_len: int):
-    "The tokens of some texts; that some are cut is told."
+    "The tokens of some texts, with a note on standard error if some are cut."
     from bertlab.token_store import in_memory_store
 
     store = in_memory_store(texts, tokenizer, max_len)
     if cut := store.manifest["truncated"]:
-        told = f"of {cut:,} texts only the first {max_len} tokens are read, or parts of endless words"
-        print(f"note: {told}", file=sys.stderr)
+        note = f"of {cut:,} texts only the first {max_len} tokens are read, or parts of endless words"
+        print(f"note: {note}", file=sys.stderr)
     return store
 
 

@@ -155,9 +155,9 @@ def _download(corpus: HubCorpus, folder: Path) -> Path:
     except Exception as e:  # the hub's errors come from several libraries, and all mean the same here
         if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise  # it is the disk
-        told = f"{type(e).__name__}: {' '.join(str(e).split())[:150]}"
+        reason = f"{type(e).__name__}: {' '.join(str(e).split())[:150]}"
         raise BertlabError(
-            f"{corpus.repo} cannot be downloaded ({told.rstrip('.')})",
+            f"{corpus.repo} cannot be downloaded ({reason.rstrip('.')})",
             hint="Check the internet connection, try again later, or choose a corpus that is here: "
             "default, messages",
         ) from None
