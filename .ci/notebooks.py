@@ -1,5 +1,6 @@
 """Export the package, execute notebooks in place (all, or given paths), clean them, and write README.md."""
 
+import json
 import os
 import subprocess
 import sys
@@ -18,6 +19,14 @@ def call(*command):
     subprocess.run([str(BIN / command[0]), *command[1:]], cwd=ROOT, check=True, env=os.environ | QUIET)
 
 
+def forget_widgets(path):
+    "Remove the state of widgets that no output shows, such as that of a bar that was closed."
+    notebook = json.loads(path.read_text(encoding="utf8"))
+    if notebook["metadata"].get("widgets") and "widget-view+json" not in json.dumps(notebook["cells"]):
+        del notebook["metadata"]["widgets"]
+        path.write_text(json.dumps(notebook, ensure_ascii=False, indent=1) + "\n", encoding="utf8")
+
+
 if __name__ == "__main__":
     call("nbdev_export")
     call("bertlab", "data", "default")  # or its progress bar would become part of a notebook
@@ -30,6 +39,7 @@ if __name__ == "__main__":
         call("jupyter", "nbconvert", *execute, str(path))
         seconds, after = time.perf_counter() - started, os.times()
         computed = after.children_user + after.children_system - before.children_user - before.children_system
+        forget_widgets(path)
         if path in CHAPTERS:
             stamp(path, min(seconds, computed))  # a busy machine does not make a chapter slow
         print(f"{path.relative_to(ROOT)}  {seconds:.0f} s", flush=True)

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from .attention import MultiHeadAttention
-from .core.files import BertlabError, read_json
+from .core.files import BertlabError, hub_errors, read_json
 from .core.saving import build_model, check_vocabulary, find_model_folder, read_tokenizer, read_weights
 from .packing import Layout
 
@@ -353,17 +353,12 @@ def _download(name: str) -> Path:
     "The three files of a model from the hub."
     try:
         from huggingface_hub import snapshot_download
-
-        return Path(
-            snapshot_download(name, allow_patterns=["config.json", "*.safetensors", "tokenizer.json"])
-        )
     except ImportError:
         hint = "Give a folder, or run: pip install huggingface_hub"
         raise BertlabError("huggingface_hub is not installed", f"hub:{name}", hint=hint) from None
-    except Exception as e:  # the hub's errors come from several libraries, and all mean the same here
-        problem = f"the Hugging Face hub does not give it ({type(e).__name__})"
-        hint = "Check the name and the connection, or give a folder"
-        raise BertlabError(problem, f"hub:{name}", hint=hint) from None
+    wanted = ["config.json", "*.safetensors", "tokenizer.json"]
+    with hub_errors(name):
+        return Path(snapshot_download(name, allow_patterns=wanted))
 
 
 def is_foreign(

@@ -449,12 +449,17 @@ def test_a_column_is_streamed_from_the_hub(tmp_path):
         assert read("hub:someone/rain:body")[1:3] == [fingerprint, options]
         assert any(before in path for path in Hub.asked) and not any("f" * 40 in path for path in Hub.asked)
         message = read("hub:someone/nothing:body")
-        assert "someone/nothing cannot be read from the hub" in message and "\n" not in message
+        assert (
+            "someone/nothing: cannot be read from the hub" in message
+            and "hf auth login" in message
+            and "\n" not in message
+        )
     finally:
         server.shutdown()
         server.server_close()
     message = read("hub:someone/rain:body")  # nobody answers any more
-    assert "cannot be read from the hub" in message and "\n" not in message
+    assert "cannot be read from the hub" in message and "internet connection" in message
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize("name", ["hub:", "hub:a/b/c/d:", "hub::text", "hub:/a:text"])

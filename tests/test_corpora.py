@@ -735,6 +735,10 @@ def test_a_ragged_table_of_the_hub_is_not_shifted(tmp_path):
     [
         (OSError(errno.ENOSPC, "No space left on device"), "cannot be written (No space left on device)"),
         (ConnectionError("nobody\n answers"), "(ConnectionError: nobody answers). Check the internet"),
+        (
+            ValueError("an odd file"),
+            "(ValueError: an odd file). See https://huggingface.co/datasets/NeelNanda/",
+        ),
     ],
 )
 def test_a_download_that_fails_leaves_nothing_and_says_why(tmp_path, monkeypatch, error, says):

@@ -21,6 +21,7 @@ from bertlab.core.files import (
     fingerprint,
     folder_lock,
     holds_only,
+    hub_errors,
     read_json,
     read_json_object,
     verify_checksums,
@@ -406,3 +407,40 @@ def test_json_is_written_with_its_own_characters(tmp_path):
     write_json(tmp_path / "a.json", {"말": "뭉치", "x": SimpleNamespace(a=1).a})
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf8")) == {"말": "뭉치", "x": 1}
     assert "뭉치" in (tmp_path / "a.json").read_text(encoding="utf8")
+
+
+# ---------------------------------------------------------------- the hub's errors, with its own classes
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "advice"),
+    [
+        ("RepositoryNotFoundError", 401, "hf auth login"),
+        ("GatedRepoError", 403, "hf auth login"),
+        ("HfHubHTTPError", 404, "hf auth login"),
+        ("HfHubHTTPError", 503, "Check the internet connection"),
+        ("HfHubHTTPError", 429, "Check the internet connection"),
+        ("HfHubHTTPError", 416, "See https://huggingface.co/datasets/someone/rain."),
+    ],
+)
+def test_what_the_hub_refuses_says_what_helps(kind, status, advice):
+    "Seen before: whatever happened, the advice was to check the connection."
+    kinds = pytest.importorskip("huggingface_hub.errors", reason="needs the extra hub")
+    answer = SimpleNamespace(status_code=status, headers={}, request=None)
+    error = getattr(kinds, kind)("no\n such thing", response=answer)
+    with pytest.raises(BertlabError) as caught, hub_errors("datasets/someone/rain"):
+        raise error
+    assert_one_line(caught, "rain: cannot be read from the hub (", f"{kind}: no", advice)
+
+
+def test_no_way_to_the_hub_and_no_room_are_told_apart():
+    kinds = pytest.importorskip("huggingface_hub.errors", reason="needs the extra hub")
+    for error in (
+        kinds.OfflineModeIsEnabled("offline"),
+        kinds.LocalEntryNotFoundError("not here"),
+        TimeoutError(),
+    ):
+        with pytest.raises(BertlabError, match="Check the internet connection"), hub_errors("someone/bert"):
+            raise error
+    with pytest.raises(OSError, match="No space left"), hub_errors("someone/bert"):
+        raise OSError(errno.ENOSPC, "No space left on device")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_NAME_BYTES', 'CHECKSUMS', 'BertlabError', 'first_line', 'cache_dir', 'hidden_path', 'holds_only',
            'check_output_path', 'nearest_existing', 'check_output_folder', 'check_writable', 'atomic_path',
-           'write_json', 'read_json', 'read_json_object', 'record_errors', 'fingerprint', 'file_sha256',
+           'write_json', 'read_json', 'read_json_object', 'record_errors', 'hub_errors', 'fingerprint', 'file_sha256',
            'write_checksums', 'verify_checksums', 'folder_lock']
 
 # %% ../../nbs/core/01_files.ipynb #361facc5
@@ -291,6 +291,33 @@ def record_errors(
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as e:
         problem = f"is not the record of such a run ({type(e).__name__}: {e})"
         raise BertlabError(problem, path, hint="Delete it, and type the command again") from None
+
+# %% ../../nbs/core/01_files.ipynb #b2e915d8
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
+_NOT_REACHED = {"ConnectionError", "TransportError", "TimeoutError", "Timeout", "LocalEntryNotFoundError"}
+
+
+@contextlib.contextmanager
+def hub_errors(
+    page: str,  # of what is read, below https://huggingface.co: a model's name, or `datasets/` and a name
+):
+    "Say in one line why the hub does not give something, and what helps."
+    try:
+        yield
+    except BertlabError:
+        raise
+    except Exception as e:
+        if isinstance(e, OSError) and e.errno in _OF_THE_DISK:
+            raise
+        kinds = {kind.__name__ for kind in type(e).__mro__}
+        status = getattr(getattr(e, "response", None), "status_code", None) or 0
+        hint = f"See https://huggingface.co/{page}"
+        if kinds & _NOT_REACHED or status == 429 or status >= 500:
+            hint = "Check the internet connection, and try again later"
+        elif kinds & {"RepositoryNotFoundError", "DatasetNotFoundError"} or status in (401, 403, 404):
+            hint += "; what is private or asks for consent needs a login: hf auth login"
+        reason = f"{type(e).__name__}: {' '.join(str(e).split())[:200]}".rstrip(".: ")
+        raise BertlabError(f"cannot be read from the hub ({reason})", page, hint=hint) from None
 
 # %% ../../nbs/core/01_files.ipynb #e479f0fe
 def fingerprint(

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..core.files import BertlabError, cache_dir, fingerprint, read_json, write_json
+from ..core.files import BertlabError, cache_dir, fingerprint, hub_errors, read_json, write_json
 from .docstrings import build_docstring_corpus, docstrings
 from bertlab.data.readers import (
     FILE_SUFFIXES,
@@ -209,21 +209,6 @@ def split_texts(
 # %% ../../nbs/data/04_corpora.ipynb #6da5c06f
 _HUB_NAME = re.compile(r"hub:(?P<repo>[^/:]+(?:/[^/:]+)?)(?:/(?P<config>[^:]+))?(?::(?P<column>.+))?")
 
-
-@contextlib.contextmanager
-def _hub_errors(repo: str):
-    "One line for whatever the hub's libraries raise."
-    try:
-        yield
-    except BertlabError:
-        raise
-    except Exception as e:
-        problem = f"{repo} cannot be read from the hub ({type(e).__name__}: {' '.join(str(e).split())[:200]})"
-        hint = (
-            "Check the name and the internet connection, or choose a corpus that is here: default, messages"
-        )
-        raise BertlabError(problem, hint=hint) from None
-
 # %% ../../nbs/data/04_corpora.ipynb #0e81eae8
 def _hub_revision(repo: str) -> tuple[str, Path]:  # the commit, and the file that remembers it
     "The commit of a data set that is read: the newest when it was first named, the same ever after."
@@ -231,7 +216,7 @@ def _hub_revision(repo: str) -> tuple[str, Path]:  # the commit, and the file th
     with contextlib.suppress(BertlabError, KeyError, TypeError):
         return str(read_json(note)["revision"]), note
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    with _hub_errors(repo):
+    with hub_errors(f"datasets/{repo}"):
         revision = _import_extra("huggingface_hub").HfApi().dataset_info(repo).sha
     write_json(note, {"repo": repo, "revision": revision})
     return revision, note
@@ -244,7 +229,7 @@ def read_hub_column(
     revision: str | None = None,  # a commit; None: the newest
 ) -> Iterator[str | None]:
     "Stream one column of the split `train` of a data set."
-    with _hub_errors(repo):
+    with hub_errors(f"datasets/{repo}"):
         load_dataset = _import_extra("datasets").load_dataset
         rows = load_dataset(repo, config, split="train", streaming=True, revision=revision)
         if rows.column_names is not None and column not in rows.column_names:

@@ -6,7 +6,6 @@
 __all__ = ['HUB_DATASETS', 'MANUAL_DATASETS', 'HubCorpus', 'print_escaped', 'download_corpus']
 
 # %% ../../nbs/data/07_downloads.ipynb #62c6d6ee
-import errno
 import fnmatch
 import hashlib
 import io
@@ -20,7 +19,15 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from ..core.files import BertlabError, atomic_path, cache_dir, file_sha256, folder_lock, hidden_path
+from bertlab.core.files import (
+    BertlabError,
+    atomic_path,
+    cache_dir,
+    file_sha256,
+    folder_lock,
+    hidden_path,
+    hub_errors,
+)
 from .labeled import read_frame
 
 # %% ../../nbs/data/07_downloads.ipynb #576e2f8c
@@ -142,7 +149,7 @@ def _download(corpus: HubCorpus, folder: Path) -> Path:
         raise BertlabError(
             "huggingface_hub is not installed", hint="Run: pip install huggingface_hub pyarrow"
         ) from None
-    try:
+    with hub_errors(f"datasets/{corpus.repo}"):
         names = sorted(hub.HfApi().list_repo_files(corpus.repo, repo_type="dataset"))
         name = next((n for n in names if fnmatch.fnmatch(n, corpus.pattern)), None)
         if name:
@@ -150,17 +157,6 @@ def _download(corpus: HubCorpus, folder: Path) -> Path:
             file = Path(hub.hf_hub_download(corpus.repo, name, repo_type="dataset", local_dir=folder))
             _verify(file, promised.lfs.sha256 if promised.lfs else None, promised.blob_id)
             return file
-    except BertlabError:
-        raise
-    except Exception as e:  # the hub's errors come from several libraries, and all mean the same here
-        if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            raise  # it is the disk
-        reason = f"{type(e).__name__}: {' '.join(str(e).split())[:150]}"
-        raise BertlabError(
-            f"{corpus.repo} cannot be downloaded ({reason.rstrip('.')})",
-            hint="Check the internet connection, try again later, or choose a corpus that is here: "
-            "default, messages",
-        ) from None
     raise BertlabError(
         f"{corpus.repo} has no file {corpus.pattern}",
         hint=f"See https://huggingface.co/datasets/{corpus.repo}",
