@@ -204,7 +204,8 @@ class Encoder(nn.Module):
             problem = f"a sentence has {layout.max_seqlen} tokens, the encoder takes {self.config.max_len}"
             raise BertlabError(problem, hint="Cut the sentences or choose a larger max_len")
         position_ids = layout.position_ids if position_ids is None else position_ids
-        return self.embedding_norm(self.embedding(ids) * self.scale + self.positions[position_ids])
+        x = self.embedding(ids) * self.scale
+        return self.embedding_norm(x + self.positions[position_ids].to(x.dtype))
 
     def forward(
         self,
