@@ -277,6 +277,8 @@ def bert_config(
     "The same shape as an `EncoderConfig`."
     if config.get("model_type") not in BERT_SHAPED:
         hint = f"Choose a model of type {', '.join(BERT_SHAPED)}"
+        if config.get("model_type") == "bertlab":
+            hint = "This is an export: give the model that was exported"
         problem = f"is a model of type {config.get('model_type')!r}, not shaped like BERT"
         raise BertlabError(problem, hint=hint)
     activation = config.get("hidden_act", "gelu")

@@ -7,6 +7,7 @@ __all__ = ['TextInputError', 'check_texts', 'check_classes', 'BertlabClassifier'
 
 # %% ../nbs/18_estimator.ipynb #c7ed5b1a
 import json
+from collections.abc import Mapping, Set
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ def check_texts(
 ) -> list[str]:
     "The texts as a list; one that is missing, or is no text, is refused with its row."
     hint = "Give a list of texts, or one column of a table: frame['text']"
-    if isinstance(X, str) or not hasattr(X, "__len__"):
+    if isinstance(X, (str, Mapping, Set)) or not hasattr(X, "__len__"):
         raise TextInputError(f"the texts are a {type(X).__name__}", hint=hint)
     if getattr(X, "ndim", 1) != 1:
         raise TextInputError(f"the texts are a table of shape {X.shape}", hint=hint)

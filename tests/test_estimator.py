@@ -164,6 +164,8 @@ def test_what_is_no_text_or_no_label(model, fitted):
     faults = [
         (lambda: fit("one text", LABELS), "the texts are a str"),
         (lambda: fit(iter(TEXTS), LABELS), "the texts are a list_iterator"),
+        (lambda: fit(set(TEXTS), LABELS[: len(set(TEXTS))]), "the texts are a set"),
+        (lambda: fitted.predict({"text": TEXTS}), "the texts are a dict"),  # its key was classified
         (lambda: fit(pd.DataFrame({"text": TEXTS}), LABELS), r"a table of shape \(30, 1\)"),
         (lambda: fit([1, 2], [0, 1]), "row 1: the text is a int"),
         (lambda: fitted.predict([b"bytes"]), "row 1: the text is a bytes"),
