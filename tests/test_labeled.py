@@ -2,6 +2,7 @@
 
 import csv
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertlab.core.files import BertlabError
+from bertlab.data import labeled
 from bertlab.data.labeled import (
     LabeledTexts,
     positive_class,
@@ -180,6 +182,9 @@ def test_rows_are_counted_as_a_spreadsheet_counts_them(table):
         ("False True", "True"),
         ("weird normal", "weird"),
         ("스팸 정상", "스팸"),
+        ("irony non-irony", "irony"),
+        ("not_english english", "english"),
+        ("related unrelated", "related"),
     ],
 )
 def test_the_positive_class_is_chosen_by_name(names, positive):
@@ -583,3 +588,10 @@ def test_ids_that_pandas_wrote_as_floats(table):
     assert read_tweets(path, need_ids=True)["id"].tolist() == ["10", "20"]
     path = table("id,keyword,text\n10.0,,smoke\n10,,bread\n", "test.csv")
     assert_error(lambda: read_tweets(path, need_ids=True), "row 3: the id occurred before")
+
+
+def test_what_is_built_in_may_be_named_by_a_path(monkeypatch):
+    "Seen before: KeyError, also from `bertlab finetune --data word-order`."
+    frame = pd.DataFrame({"text": ["a", "b"], "label": ["x", "y"]})
+    monkeypatch.setitem(labeled.BUILT_IN_DATA, "word-order", lambda: frame)
+    assert read_labeled(Path("word-order")).texts == read_labeled("word-order").texts == ["a", "b"]

@@ -163,10 +163,13 @@ def positive_class(
     names: Sequence[str],  # two
     counts: Sequence[int] = (1, 1),  # how many texts each has
 ) -> tuple[str, str]:  # the name of the positive class, and why it is that one
-    "The positive one of two classes: the greater number, by its or the other's name, or because it is rarer."
+    "The positive one of two classes: the greater number, by its or the other's name, or the rarer one."
     bare = [re.sub(r"^(-?\d+)\.0+$", r"\1", name.strip().casefold()) for name in names]  # 1.0 is 1
     if all(_NUMBER.fullmatch(name) for name in bare) and float(bare[0]) != float(bare[1]):
         return max(names, key=float), "the greater number"  # also of 1 and 2, as reviews are labelled
+    for name, other, of in ((*bare, names[0]), (*bare[::-1], names[1])):
+        if re.fullmatch(rf"(not?|non|un)[\s_-]*{re.escape(name)}", other):
+            return of, "the other is its negation"
     for known, pick in ((POSITIVE_NAMES, 0), (NEGATIVE_NAMES, 1)):
         if (bare[0] in known) != (bare[1] in known):
             return names[(bare[1] in known) ^ pick], "by its name" if not pick else "by the name of the other"
@@ -405,10 +408,10 @@ def _refuse_joined_rows(frame: pd.DataFrame, path: Path):
     hint = "Double the quotation marks inside a text, or put every cell into quotes, the header's too"
     known, at, mark = set(frame[label].str.strip()), frame.columns.get_loc(label), table_delimiter(path)
     for row, *cells in frame.itertuples(name=None):
-        for i, cell in enumerate(cells):
+        for i, cell in ((i, cell) for i, cell in enumerate(cells) if "\n" in cell):
             lines = [line.split(mark) for line in cell.split("\n")]
             lines[0], lines[-1] = [*cells[:i], *lines[0]], [*lines[-1], *cells[i + 1 :]]
-            if len(lines) > 1 and all(len(c) == len(cells) and c[at].strip() in known for c in lines):
+            if all(len(c) == len(cells) and c[at].strip() in known for c in lines):
                 raise BertlabError("one row or several? Its quotes can be read both ways", path, row, hint)
 
 # %% ../../nbs/data/05_labeled.ipynb #83dd2d6c
@@ -419,26 +422,22 @@ def read_labeled(
     "Labelled texts: built-in ones, Kaggle's disaster tweets, or a table with the columns text and label."
     if not isinstance(source, (str, Path)):
         return validate_labels(_table_frame(source), positive=positive)
-    named = str(source) in BUILT_IN_DATA and not any(
-        p.is_file() for p in (Path(source), Path(source) / "train.csv")
-    )
-    if named:
-        return replace(validate_labels(BUILT_IN_DATA[source](), positive=positive), notes=())
+    files = Path(source), Path(source) / "train.csv"
+    if str(source) in BUILT_IN_DATA and not any(map(Path.is_file, files)):
+        return replace(validate_labels(BUILT_IN_DATA[str(source)](), positive=positive), notes=())
     path = Path(os.path.expanduser(source))
     path = path / "train.csv" if path.is_dir() else path
     if not path.exists():
-        raise BertlabError(
-            "no such file", path, hint="Give a CSV with the columns text and label, or 'default'"
-        )
+        hint = "Give a CSV with the columns text and label, or 'default'"
+        raise BertlabError("no such file", path, hint=hint)
     frame = read_frame(path)
     _refuse_joined_rows(frame, path)
     if not {"keyword", "target", "text"} <= set(frame.columns) or "label" in frame:
         return validate_labels(frame, path=path, positive=positive)
     tweets = read_tweets(path)
     labels = [TWEET_CLASSES[target] for target in tweets["target"]]
-    tweets = (
-        tweets.assign(text=tweet_inputs(tweets), label=labels).drop(columns="target").set_index(frame.index)
-    )
+    tweets = tweets.assign(text=tweet_inputs(tweets), label=labels).drop(columns="target")
+    tweets = tweets.set_index(frame.index)  # the numbers of the rows, for messages
     if positive not in (None, *TWEET_CLASSES):
         raise BertlabError(f"no tweet has the label {positive!r}", path, hint="Choose disaster or ordinary")
     names = TWEET_CLASSES[::-1] if positive == TWEET_CLASSES[0] else TWEET_CLASSES
