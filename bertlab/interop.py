@@ -265,7 +265,7 @@ def to_fast_tokenizer(
     names = {role: token for role, token in pairs if tokenizer.token_to_id(token) is not None}
     saved = json.loads(tokenizer.to_str())
     is_own = not tokenizer.num_special_tokens_to_add(False)  # those from elsewhere stay as they are
-    if is_own and saved["pre_tokenizer"]["type"] == "Metaspace":
+    if is_own and fills_blanks and saved["pre_tokenizer"]["type"] == "Metaspace":
         saved["pre_tokenizer"]["prepend_scheme"] = "first"
         for step in saved["normalizer"]["normalizers"]:
             step.update({"strip_left": False} if step["type"] == "Strip" else {})
