@@ -8,6 +8,7 @@ __all__ = ['modeling_source', 'model_card', 'export_model', 'PaddedModel', 'expo
 # %% ../nbs/17_export.ipynb #58ea2a00
 import ast
 import inspect
+import shutil
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from . import attention, bpe, encoder, interop, packing, text_cnn
 from .attention import rotate
 from .bpe import UNK_ID
 from .core import files
-from .core.files import BertlabError, atomic_path, read_json
+from .core.files import BertlabError, atomic_path, read_json, write_json
 from .core.saving import find_model_folder
 from .finetuning import Classifier, load_classifier
 from .interop import AUTO_CLASSES, to_fast_tokenizer, to_transformers
@@ -131,6 +132,8 @@ def _provenance(saved: dict, task: str) -> str:
     if start.get("random"):
         name = f"random weights, shaped like {name}"
     classes = ", ".join(config["labels"])
+    if len(config["labels"]) == 2:
+        classes += f"; precision, recall and F1 are those of {config['labels'][1]}"
     return (
         f"A classifier of texts, fine-tuned with {_BERTLAB}: a CNN head on an encoder of {size}.\n\n"
         f"Pre-trained model: {name}.\n\nClasses: {classes}."
@@ -178,6 +181,9 @@ def export_model(
         wrapped.save_pretrained(tmp_path)
         fast = to_fast_tokenizer(tokenizer, model.encoder.config.max_len, fills_blanks=not is_classifier)
         fast.save_pretrained(tmp_path)
+        about = tmp_path / "tokenizer_config.json"  # with the name that every version of transformers knows
+        write_json(about, read_json(about) | {"tokenizer_class": "PreTrainedTokenizerFast"})
+        shutil.copymode(tmp_path / "config.json", tmp_path / "model.safetensors")  # others may read it, too
         (tmp_path / "modeling_bertlab.py").write_text(modeling_source(), encoding="utf8")
         task = "text-classification" if is_classifier else "fill-mask"
         (tmp_path / "README.md").write_text(model_card(to.name, saved, task), encoding="utf8")

@@ -594,6 +594,7 @@ def test_what_a_corpus_leaves_out_is_told_after_pretraining(home, capsys):
         ("p.csv", b"\x28\xb5\x2f\xfd", "compressed by zstd"),
         ("q.csv", b"id,tweet\n1,a\n", "there is no column 'text' (there is 'id', 'tweet')"),
         ("s.csv", b"id;text\n1;a, b\n", "separated by semicolons"),
+        ("u.csv", b'text,label\n"a,x\nb",y\nc,x\n', "row 2: one row or several?"),
         ("t.csv", b"id\ttext\n1\ta\n", "separated by tabs. Separate the columns by commas, or let the name"),
     ],
 )

@@ -391,3 +391,11 @@ def test_tokens_can_be_added(mlm_folder, tmp_path):
     assert again.config.vocab_size == len(fast) == again.get_input_embeddings().num_embeddings
     ids = fast("a kubernetes list", return_tensors="pt")
     assert torch.equal(again.eval()(**ids).logits, model.eval()(**ids).logits)
+
+
+def test_an_export_opens_in_any_version_and_for_anybody(classifier_folder):
+    "Seen before: a class of tokenizers that transformers 4 does not know, and weights that only their owner reads."
+    config = json.loads((classifier_folder / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert len({path.stat().st_mode for path in classifier_folder.iterdir()}) == 1
+    assert "precision, recall and F1 are those of yes." in (classifier_folder / "README.md").read_text()

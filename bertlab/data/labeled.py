@@ -82,6 +82,7 @@ def read_texts(
             there = ", ".join(map(repr, frame.columns[:12]))
             hint = "Name the column with the texts: text"
             raise BertlabError(f"there is no column 'text' (there is {there})", source, 1, hint)
+        _refuse_joined_rows(frame, source)
         texts = frame["text"].tolist()
     elif name.endswith(_OTHER_FORMATS):
         hint = "Save it as a .csv with a column text, or as a .txt with a text per line"
@@ -400,10 +401,10 @@ def _table_frame(
     return frame
 
 # %% ../../nbs/data/05_labeled.ipynb #7e3c19f4
-def _refuse_joined_rows(frame: pd.DataFrame, path: Path):
+def _refuse_joined_rows(frame: pd.DataFrame, path: str | Path):
     "Raise if a cell of several lines could be several rows, between a quotation mark and the next one."
     label = next((name for name in ("label", "target") if name in frame), None)
-    if label is None or next(read_lines(path))[1].startswith('"'):
+    if label is None or next(read_lines(os.path.expanduser(path)))[1].startswith('"'):
         return
     hint = "Double the quotation marks inside a text, or put every cell into quotes, the header's too"
     known, at, mark = set(frame[label].str.strip()), frame.columns.get_loc(label), table_delimiter(path)
