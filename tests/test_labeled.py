@@ -498,6 +498,7 @@ def test_rows_that_an_open_quote_joins_are_refused(table, content, name):
         'text,label\n"Great film, really\nI like it, too",pos\nlast,neg\n',
         'text,label\n"Rate these:\nfine film,pos\nbad film,neg\n",pos\nlast,neg\n',
         '"text","label"\n"Great film,pos\nthe end","neg"\n"last","pos"\n',  # nothing in doubt
+        'text,label\n"I choose peace, love\nand nothing else",love\nlast,war\n',  # a comma of prose
     ],
 )
 def test_texts_of_several_lines_are_texts(table, content):

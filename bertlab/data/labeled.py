@@ -407,12 +407,12 @@ def _refuse_joined_rows(frame: pd.DataFrame, path: str | Path):
     if label is None or next(read_lines(os.path.expanduser(path)))[1].startswith('"'):
         return
     hint = "Double the quotation marks inside a text, or put every cell into quotes, the header's too"
-    known, at, mark = set(frame[label].str.strip()), frame.columns.get_loc(label), table_delimiter(path)
+    known, at, mark = set(frame[label]), frame.columns.get_loc(label), table_delimiter(path)
     for row, *cells in frame.itertuples(name=None):
         for i, cell in ((i, cell) for i, cell in enumerate(cells) if "\n" in cell):
             lines = [line.split(mark) for line in cell.split("\n")]
             lines[0], lines[-1] = [*cells[:i], *lines[0]], [*lines[-1], *cells[i + 1 :]]
-            if all(len(c) == len(cells) and c[at].strip() in known for c in lines):
+            if all(len(c) == len(cells) and c[at] in known for c in lines):
                 raise BertlabError("one row or several? Its quotes can be read both ways", path, row, hint)
 
 # %% ../../nbs/data/05_labeled.ipynb #83dd2d6c
