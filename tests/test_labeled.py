@@ -341,6 +341,7 @@ def test_labels_with_spaces_around_them_are_told(table):
         "y\u00ades",  # soft hyphen
         "\u202ayes\u202c",  # a direction and its end
         "yes\u2060",  # word joiner
+        "yes\u3164",  # Hangul filler
     ],
 )
 def test_labels_that_look_alike_are_refused_with_their_row(table, twin):

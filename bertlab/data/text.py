@@ -87,13 +87,16 @@ def normalize(
     return " ".join(text.split())
 
 
+_BLANK_LETTERS = dict.fromkeys(map(ord, "\u3164\uffa0\u2800"), " ")  # Hangul fillers, Braille without dots
+
+
 def visible(
     name: str,  # of a class, a group
 ) -> str:  # composed, one space between words, none at the ends
     "A name as it looks, without the characters of which nothing is seen; names that look the same are equal."
     characters = unicodedata.normalize("NFC", name)
     seen = (c for c in characters if unicodedata.category(c) != "Cf" and REPLACEMENTS.get(c) != "")
-    return " ".join("".join(seen).split())
+    return " ".join("".join(seen).translate(_BLANK_LETTERS).split())
 
 # %% ../../nbs/data/01_text.ipynb #ba53c9cb
 # abbreviations, those of one length together, as a lookbehind wants them
