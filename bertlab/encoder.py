@@ -204,7 +204,8 @@ class Encoder(nn.Module):
             problem = f"a sentence has {layout.max_seqlen} tokens, the encoder takes {self.config.max_len}"
             raise BertlabError(problem, hint="Cut the sentences or choose a larger max_len")
         position_ids = layout.position_ids if position_ids is None else position_ids
-        return self.embedding_norm(self.embedding(ids) * self.scale + self.positions[position_ids])
+        x = self.embedding(ids) * self.scale
+        return self.embedding_norm(x + self.positions[position_ids].to(x.dtype))
 
     def forward(
         self,
@@ -276,6 +277,8 @@ def bert_config(
     "The same shape as an `EncoderConfig`."
     if config.get("model_type") not in BERT_SHAPED:
         hint = f"Choose a model of type {', '.join(BERT_SHAPED)}"
+        if config.get("model_type") == "bertlab":
+            hint = "This is an export: give the model that was exported"
         problem = f"is a model of type {config.get('model_type')!r}, not shaped like BERT"
         raise BertlabError(problem, hint=hint)
     activation = config.get("hidden_act", "gelu")

@@ -8,23 +8,25 @@ __all__ = ['modeling_source', 'model_card', 'export_model', 'PaddedModel', 'expo
 # %% ../nbs/17_export.ipynb #58ea2a00
 import ast
 import inspect
+import shutil
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import attention, encoder, interop, packing, text_cnn
+from . import attention, bpe, encoder, interop, packing, text_cnn
 from .attention import rotate
+from .bpe import UNK_ID
 from .core import files
-from .core.files import BertlabError, atomic_path, read_json
+from .core.files import BertlabError, atomic_path, read_json, write_json
 from .core.saving import find_model_folder
 from .finetuning import Classifier, load_classifier
 from .interop import AUTO_CLASSES, to_fast_tokenizer, to_transformers
 from .mlm import MaskedLM, load_model
 
 # %% ../nbs/17_export.ipynb #fe0b9778
-_SOURCES = (files, packing, attention, encoder, text_cnn, interop)  # in reading order
+_SOURCES = (files, bpe, packing, attention, encoder, text_cnn, interop)  # in reading order
 
 
 def _definitions(source: str) -> tuple[dict[str, ast.stmt], list[ast.stmt]]:
@@ -130,6 +132,8 @@ def _provenance(saved: dict, task: str) -> str:
     if start.get("random"):
         name = f"random weights, shaped like {name}"
     classes = ", ".join(config["labels"])
+    if len(config["labels"]) == 2:
+        classes += f"; precision, recall and F1 are those of {config['labels'][1]}"
     return (
         f"A classifier of texts, fine-tuned with {_BERTLAB}: a CNN head on an encoder of {size}.\n\n"
         f"Pre-trained model: {name}.\n\nClasses: {classes}."
@@ -146,8 +150,8 @@ def model_card(
     scores = result if isinstance(result, dict) else {}
     lines = [f"| {key} | {value:.3f} |" for key, value in scores.items() if isinstance(value, float)]
     table = "\n".join(["| score (validation) | |", "| --- | ---: |", *lines]) if lines else ""
-    text = "returns a [MASK] of strings." if task == "fill-mask" else "a text to classify"
-    example = f'pipeline("{task}", "{name}", trust_remote_code=True)("{text}")'
+    words = {"fill-mask": '"returns a [MASK] of strings."'}.get(task, '"a text to classify", truncation=True')
+    example = f'pipeline("{task}", "{name}", trust_remote_code=True)({words})'
     trust = (
         "`trust_remote_code=True` runs `modeling_bertlab.py` from this folder; read it first. It is not\n"
         "needed where bertlab is installed: `import bertlab.interop` registers the same classes.\n"
@@ -175,7 +179,11 @@ def export_model(
     wrapped.config.architectures = [type(wrapped).__name__]
     with atomic_path(to) as tmp_path:
         wrapped.save_pretrained(tmp_path)
-        to_fast_tokenizer(tokenizer, model.encoder.config.max_len).save_pretrained(tmp_path)
+        fast = to_fast_tokenizer(tokenizer, model.encoder.config.max_len, fills_blanks=not is_classifier)
+        fast.save_pretrained(tmp_path)
+        about = tmp_path / "tokenizer_config.json"  # with the name that every version of transformers knows
+        write_json(about, read_json(about) | {"tokenizer_class": "PreTrainedTokenizerFast"})
+        shutil.copymode(tmp_path / "config.json", tmp_path / "model.safetensors")  # others may read it, too
         (tmp_path / "modeling_bertlab.py").write_text(modeling_source(), encoding="utf8")
         task = "text-classification" if is_classifier else "fill-mask"
         (tmp_path / "README.md").write_text(model_card(to.name, saved, task), encoding="utf8")
@@ -196,6 +204,9 @@ class PaddedModel(nn.Module):
     ) -> Tensor:  # hidden states [b, length, d], or logits [b, n_classes]
         "Encode a padded batch; with a head, classify it."
         e, length = self.encoder, input_ids.shape[1]
+        is_first = torch.arange(length, device=input_ids.device) == 0
+        lone = (attention_mask.sum(1, keepdim=True) == 0) & is_first  # as in `pack`
+        input_ids, attention_mask = input_ids.where(~lone, UNK_ID), attention_mask.where(~lone, 1)
         x = e.embedding(input_ids) * e.scale + e.positions[:length]
         x, bias = e.embedding_norm(x), (1.0 - attention_mask[:, None, None, :].float()) * -1e9
         for layer in e.layers:

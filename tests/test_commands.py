@@ -540,7 +540,8 @@ def test_predictions_come_back_from_csv_and_json(text):
 
 
 @pytest.mark.parametrize(
-    "content", ["id,text\n1,a\n2,b\n", '"text"\t"label"\na\tx\n', "text,label\n\na,b, c\n"]
+    "content",
+    ["id,text\n1,a\n2,b\n", '"text"\t"label"\na\tx\n', "text,label\n\na,b, c\n", "id;text\n1;a\n2;b\n"],
 )
 def test_a_table_is_not_read_as_lines(home, capsys, monkeypatch, content):
     "Seen before: `cat table.csv | bertlab predict RUN -` classified the header, and ids with the texts."
@@ -550,8 +551,16 @@ def test_a_table_is_not_read_as_lines(home, capsys, monkeypatch, content):
         assert "is a table, not a text per line" in fails(capsys, "predict", "clf", *words)
 
 
+def test_lines_of_json_are_not_read_as_texts(home, capsys, monkeypatch):
+    "Seen before: braces, the key and the text were classified together."
+    monkeypatch.setattr(
+        sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"id": 1, "text": "a"}\n{"text": "b"}\n'))
+    )
+    assert "standard input, row 1: is JSON, not a text per line" in fails(capsys, "predict", "clf", "-")
+
+
 def test_lines_with_commas_are_lines(home, capsys):
-    lines = ["some text, text", "a, b", "text,label", "c"]
+    lines = ["some text, text", "a, b", "text,label", "c", '{"error": 5}', "{text}", "1;2"]
     (home / "lines.txt").write_text("\n".join(lines))
     assert answers(capsys, "--file", "lines.txt")[0] == lines
 
@@ -585,6 +594,7 @@ def test_what_a_corpus_leaves_out_is_told_after_pretraining(home, capsys):
         ("p.csv", b"\x28\xb5\x2f\xfd", "compressed by zstd"),
         ("q.csv", b"id,tweet\n1,a\n", "there is no column 'text' (there is 'id', 'tweet')"),
         ("s.csv", b"id;text\n1;a, b\n", "separated by semicolons"),
+        ("u.csv", b'text,label\n"a,x\nb",y\nc,x\n', "row 2: one row or several?"),
         ("t.csv", b"id\ttext\n1\ta\n", "separated by tabs. Separate the columns by commas, or let the name"),
     ],
 )

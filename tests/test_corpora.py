@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tracemalloc
+import unicodedata
 import zipfile
 from types import SimpleNamespace
 
@@ -881,3 +882,35 @@ def test_a_pair_that_may_be_shifted_is_told(tmp_path):
     skipped = SkipCounts()
     assert list(readers.read_pairs(tmp_path / "a.tsv", skipped)) == [("가", "one"), ("나", "two")]
     assert dict(skipped) == {"kept, but with fewer cells than the header": 1}
+
+
+# ---------------------------------------------------------------- names and encodings of other machines
+
+
+def test_columns_named_in_composed_and_decomposed_letters(tmp_path):
+    "Seen before: there is no column 원문, only 원문."
+    (tmp_path / "p.tsv").write_text(
+        f"{unicodedata.normalize('NFD', '원문')}\t번역문\u200b\n안녕\thello\n", "utf8"
+    )
+    assert list(readers.read_pairs(tmp_path / "p.tsv")) == [("안녕", "hello")]
+
+
+@pytest.mark.parametrize(
+    "encoding, says",
+    [("utf-16", "2 x holds a NUL byte"), ("cp949", "1 x is not UTF-8"), ("utf-16-be", "NUL")],
+)
+def test_documents_in_another_encoding_are_named_so(tmp_path, encoding, says):
+    "Seen before: that no line was JSON, and the last began ''."
+    (tmp_path / "a.jsonl").write_bytes('{"text": "안녕하세요"}\n'.encode(encoding))
+    assert_error(
+        lambda: list(corpora.open_corpus(tmp_path / "a.jsonl")), "a.jsonl", says, "ave the file as UTF-8"
+    )
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "B.PARQUET", "c.ARROW"])
+def test_tables_named_in_capitals(tmp_path, name):
+    "Seen before: a .PARQUET was read as another format, and so was damaged."
+    pytest.importorskip("pyarrow", reason="needs the extra hub")
+    frame = pd.DataFrame({"text": ["one", "two"]})
+    (frame.to_feather if "ARROW" in name else frame.to_parquet)(tmp_path / name)
+    assert [text for text, _ in corpora.open_corpus(tmp_path / name)] == ["one", "two"]

@@ -164,6 +164,8 @@ def test_what_is_no_text_or_no_label(model, fitted):
     faults = [
         (lambda: fit("one text", LABELS), "the texts are a str"),
         (lambda: fit(iter(TEXTS), LABELS), "the texts are a list_iterator"),
+        (lambda: fit(set(TEXTS), LABELS[: len(set(TEXTS))]), "the texts are a set"),
+        (lambda: fitted.predict({"text": TEXTS}), "the texts are a dict"),  # its key was classified
         (lambda: fit(pd.DataFrame({"text": TEXTS}), LABELS), r"a table of shape \(30, 1\)"),
         (lambda: fit([1, 2], [0, 1]), "row 1: the text is a int"),
         (lambda: fitted.predict([b"bytes"]), "row 1: the text is a bytes"),
@@ -180,6 +182,18 @@ def test_what_is_no_text_or_no_label(model, fitted):
             function()
     with pytest.raises(NotFittedError):
         small(model).predict(TEXTS)
+
+
+def test_a_text_that_is_cut_is_told(model, fitted):
+    "Seen before: the ends of long texts were left out without a word, where the command line told it."
+    long = ["rain " * 65, "it rains", "rain " * 64]
+    with pytest.warns(UserWarning, match="of 1 texts only the first 64 tokens"):
+        small(model, epochs=1).fit([*long, "a matrix"], ["rain", "rain", "rain", "array"])
+    with pytest.warns(UserWarning, match="of 1 texts only the first 64 tokens"):
+        fitted.predict(long)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fitted.predict(long[1:])
 
 
 # ---------------------------------------------------------------- among scikit-learn's tools

@@ -2,6 +2,7 @@
 
 import csv
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertlab.core.files import BertlabError
+from bertlab.data import labeled
 from bertlab.data.labeled import (
     LabeledTexts,
     positive_class,
@@ -180,6 +182,9 @@ def test_rows_are_counted_as_a_spreadsheet_counts_them(table):
         ("False True", "True"),
         ("weird normal", "weird"),
         ("스팸 정상", "스팸"),
+        ("irony non-irony", "irony"),
+        ("not_english english", "english"),
+        ("related unrelated", "related"),
     ],
 )
 def test_the_positive_class_is_chosen_by_name(names, positive):
@@ -336,6 +341,7 @@ def test_labels_with_spaces_around_them_are_told(table):
         "y\u00ades",  # soft hyphen
         "\u202ayes\u202c",  # a direction and its end
         "yes\u2060",  # word joiner
+        "yes\u3164",  # Hangul filler
     ],
 )
 def test_labels_that_look_alike_are_refused_with_their_row(table, twin):
@@ -463,3 +469,131 @@ def test_other_formats_are_named(table, name):
     assert_error(
         lambda: read_labeled(table('{"text": "a, b", "label": "x"}\n', name)), name, "Save it as a .csv"
     )
+
+
+# ---------------------------------------------------------------- rows that a quotation mark joins
+
+
+@pytest.mark.parametrize(
+    "content, name",
+    [
+        ('text,label\n"Great film,pos\nother,neg\nthe end",neg\nlast,pos\n', "t.csv"),
+        ('text,label\n"Great film,pos\nthe end",neg\nlast,pos\n', "t.csv"),
+        ('id,text,label\n1,"Great film,pos\n2,the end",neg\n3,last,pos\n', "t.csv"),
+        ('label,text\npos,"Great film\nneg,the end"\nneg,last\n', "t.csv"),
+        ('text\tlabel\n"Great film\tpos\nthe end"\tneg\nlast\tpos\nan end\n', "t.tsv"),
+        ('id,keyword,location,text,target\n1,,,"Fire,1\n2,,,gone",0\n3,,,song,1\n', "t.csv"),
+    ],
+)
+def test_rows_that_an_open_quote_joins_are_refused(table, content, name):
+    "Seen before: rows 2 to 4 were one text with the label of the last, without a word."
+    if name.endswith("tsv"):
+        assert_error(lambda: read_labeled(table(content, name)), "row 4", "1 cells")  # not read as quoted
+    else:
+        assert_error(lambda: read_labeled(table(content, name)), "row 2", "one row or several?", "Double")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        'text,label\n"Great film, really\nI like it, too",pos\nlast,neg\n',
+        'text,label\n"Rate these:\nfine film,pos\nbad film,neg\n",pos\nlast,neg\n',
+        '"text","label"\n"Great film,pos\nthe end","neg"\n"last","pos"\n',  # nothing in doubt
+        'text,label\n"I choose peace, love\nand nothing else",love\nlast,war\n',  # a comma of prose
+    ],
+)
+def test_texts_of_several_lines_are_texts(table, content):
+    assert len(read_labeled(table(content))) == 2
+
+
+# ---------------------------------------------------------------- the same text in other signs
+
+
+@pytest.mark.parametrize(
+    "other",
+    [unicodedata.normalize("NFD", "Café 언어 모델"), "ＣＡＦＥ\u0301 언어 모델", "café\u200b 언어\xa0모델"],
+)
+def test_copies_in_other_signs_are_of_one_group(table, other):
+    "Seen before: what the model reads as the same text was on both sides of the split, and no conflict."
+    data = read_labeled(table(f"text,label\nCafé 언어 모델,x\nsong,y\n{other},y\n"))
+    assert data.groups.tolist() == [0, 1, 0] and "texts with more than one label: 1" in data.notes
+
+
+@pytest.mark.parametrize(
+    "one, other", [("1", "1 "), ("a b", "a\xa0b"), ("가", unicodedata.normalize("NFD", "가"))]
+)
+def test_groups_that_look_the_same_are_one(table, one, other):
+    data = read_labeled(table(f"text,label,group\nfire,x,{one}\nsong,y,{other}\nsmoke,x,z\n"))
+    assert data.groups.tolist() == [0, 0, 1]
+
+
+def test_labels_that_differ_in_what_nobody_sees_or_in_a_sign(table):
+    content = "text,label\nfire,😀\nsong,no\nsmoke,😀\ufe0f\n"
+    assert_error(lambda: read_labeled(table(content)), "row 4", "looks like")
+    data = read_labeled(table("text,label\nfire,-1\nsong,1\nsmoke,−1\n"))  # the sign for minus
+    assert "'-1' and '−1' are different classes" in data.notes
+
+
+# ---------------------------------------------------------------- tables that are in Python already
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "Float64", "Sparse[float]", "category"])
+def test_whole_numbers_of_any_dtype_are_whole_numbers(dtype):
+    labels = pd.Series([1.0, 0.0, 1.0]).astype(dtype)
+    assert read_labeled(pd.DataFrame({"text": ["a", "b", "c"], "label": labels})).names == ("0", "1")
+
+
+def test_arrow_columns_of_pandas():
+    "Seen before: NotImplementedError, mod not implemented."
+    pytest.importorskip("pyarrow", reason="needs the extra hub")
+    frame = pd.DataFrame({"text": ["a", "b", "c"], "label": [1.5, 0.0, 1.5]})
+    data = read_labeled(frame.astype({"text": "string[pyarrow]", "label": "float64[pyarrow]"}))
+    assert data.names == ("0.0", "1.5") and data.texts == ["a", "b", "c"]
+
+
+def test_a_group_of_lists_is_refused():
+    frame = pd.DataFrame({"text": ["a", "b"], "label": ["x", "y"], "group": [[1], [2]]})
+    assert_error(lambda: read_labeled(frame), "row 1: the group is no string")
+
+
+@pytest.mark.parametrize("format", ["torch", "numpy", "pandas", "arrow"])
+def test_data_sets_in_any_format(format):
+    "Seen before: the classes tensor(0) and tensor(1), the first of them positive; or a traceback."
+    datasets = pytest.importorskip("datasets", reason="needs the extra hub")
+    rows = {"text": ["a", "b", "c"], "label": [1, 0, 1], "id": [1, 2, 3]}
+    data = read_labeled(datasets.Dataset.from_dict(rows).with_format(format))
+    assert (data.texts, data.names, data.labels.tolist()) == (["a", "b", "c"], ("0", "1"), [1, 0, 1])
+    named = datasets.Dataset.from_dict(rows).rename_column("text", "sentence").with_format(format)
+    assert_error(lambda: read_labeled(named), "no column 'text' (it has 'sentence', 'label', 'id')")
+
+
+def test_other_libraries_tables_are_named():
+    arrow = pytest.importorskip("pyarrow", reason="needs the extra hub")
+    table = arrow.table({"text": ["a", "b"], "label": ["x", "y"]})
+    assert_error(lambda: read_labeled(table), "a pyarrow.Table is no table", "a DataFrame of pandas")
+
+
+# ---------------------------------------------------------------- train and test mixed up
+
+
+def test_a_submission_is_of_the_test_tweets(table):
+    "Seen before: of the folder, and of train.csv, the tweets to train on were submitted."
+    train = table("id,keyword,text,target\n1,,fire,1\n2,,song,0\n", "train.csv")
+    test = table("id,keyword,text\n10,,smoke\n", "test.csv")
+    assert read_tweets(test.parent, need_ids=True)["id"].tolist() == ["10"]
+    assert read_tweets(test.parent)["id"].tolist() == ["1", "2"]
+    assert_error(lambda: read_tweets(train, need_ids=True), "train.csv, row 1", "'target'", "test.csv")
+
+
+def test_ids_that_pandas_wrote_as_floats(table):
+    path = table(",id,keyword,text\n0,10.0,,smoke\n1,20.0,,bread\n", "test.csv")
+    assert read_tweets(path, need_ids=True)["id"].tolist() == ["10", "20"]
+    path = table("id,keyword,text\n10.0,,smoke\n10,,bread\n", "test.csv")
+    assert_error(lambda: read_tweets(path, need_ids=True), "row 3: the id occurred before")
+
+
+def test_what_is_built_in_may_be_named_by_a_path(monkeypatch):
+    "Seen before: KeyError, also from `bertlab finetune --data word-order`."
+    frame = pd.DataFrame({"text": ["a", "b"], "label": ["x", "y"]})
+    monkeypatch.setitem(labeled.BUILT_IN_DATA, "word-order", lambda: frame)
+    assert read_labeled(Path("word-order")).texts == read_labeled("word-order").texts == ["a", "b"]

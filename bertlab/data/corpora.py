@@ -159,7 +159,7 @@ def _check_column(schema, column: str, path: Path):
 def _column_batches(path: Path, column: str, rows: int = 1024) -> Iterator:
     "Arrays of a column of a parquet or arrow file, some rows each."
     arrow = _import_extra("pyarrow")
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         table = _import_extra("pyarrow.parquet").ParquetFile(path, memory_map=True)
         _check_column(table.schema_arrow, column, path)
         yield from (batch.column(0) for batch in table.iter_batches(rows, columns=[column]))

@@ -7,10 +7,11 @@ __all__ = ['POSITIVE_NAMES', 'NEGATIVE_NAMES', 'TWEET_CLASSES', 'BUILT_IN_DATA',
            'positive_class', 'validate_labels', 'read_tweets', 'label_conflicts', 'tweet_inputs', 'read_labeled']
 
 # %% ../../nbs/data/05_labeled.ipynb #c1294fc4
+import contextlib
+import json
 import os
 import re
 import sys
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,6 +30,7 @@ from bertlab.data.text import (
     normalize,
     read_lines,
     replace_surrogates,
+    visible,
 )
 
 # %% ../../nbs/data/05_labeled.ipynb #f32ed461
@@ -80,6 +82,7 @@ def read_texts(
             there = ", ".join(map(repr, frame.columns[:12]))
             hint = "Name the column with the texts: text"
             raise BertlabError(f"there is no column 'text' (there is {there})", source, 1, hint)
+        _refuse_joined_rows(frame, source)
         texts = frame["text"].tolist()
     elif name.endswith(_OTHER_FORMATS):
         hint = "Save it as a .csv with a column text, or as a .txt with a text per line"
@@ -102,9 +105,14 @@ def _piped_lines() -> Iterator[str]:
 
 # %% ../../nbs/data/05_labeled.ipynb #c3b9d5e2
 def _text_lines(lines: Iterator[str], source: str) -> list[str]:
-    "The lines that are not blank; a table is refused."
+    "The lines that are not blank; a table and JSON are refused."
     lines = [line for line in lines if line.strip()]
-    for mark in ",\t":
+    if lines and lines[0].startswith("{"):
+        with contextlib.suppress(ValueError, RecursionError):
+            if "text" in json.loads(lines[0]):
+                hint = "Write the texts alone, one per line, or as a .csv with a column text"
+                raise BertlabError("is JSON, not a text per line", source, 1, hint)
+    for mark in ",\t;|":
         names = [name.strip().strip('"') for name in lines[0].split(mark)] if lines else []
         is_header = len(names) > 1 and "text" in names and all(map(str.isidentifier, filter(None, names)))
         if is_header and len(lines) > 1 and all(line.count(mark) >= len(names) - 1 for line in lines):
@@ -156,10 +164,13 @@ def positive_class(
     names: Sequence[str],  # two
     counts: Sequence[int] = (1, 1),  # how many texts each has
 ) -> tuple[str, str]:  # the name of the positive class, and why it is that one
-    "The positive one of two classes: the greater number, by its or the other's name, or because it is rarer."
+    "The positive one of two classes: the greater number, by its or the other's name, or the rarer one."
     bare = [re.sub(r"^(-?\d+)\.0+$", r"\1", name.strip().casefold()) for name in names]  # 1.0 is 1
     if all(_NUMBER.fullmatch(name) for name in bare) and float(bare[0]) != float(bare[1]):
         return max(names, key=float), "the greater number"  # also of 1 and 2, as reviews are labelled
+    for name, other, of in ((*bare, names[0]), (*bare[::-1], names[1])):
+        if re.fullmatch(rf"(not?|non|un)[\s_-]*{re.escape(name)}", other):
+            return of, "the other is its negation"
     for known, pick in ((POSITIVE_NAMES, 0), (NEGATIVE_NAMES, 1)):
         if (bare[0] in known) != (bare[1] in known):
             return names[(bare[1] in known) ^ pick], "by its name" if not pick else "by the name of the other"
@@ -168,20 +179,17 @@ def positive_class(
     return max(names), "the last by the alphabet"
 
 # %% ../../nbs/data/05_labeled.ipynb #3f6eae6a
-def _column(frame: pd.DataFrame, names: Sequence[str], path) -> pd.Series:
-    "The only one of these columns that a table has."
+def _column(frame: pd.DataFrame, names: Sequence[str], path) -> pd.Series:  # of Python objects
+    "The only one of these columns that a table has, however pandas keeps it."
     found = [name for name in names if name in frame.columns]
     if len(found) == 1:
-        return frame[found[0]]
+        return pd.Series(list(frame[found[0]]), index=frame.index, dtype=object)
     there = ", ".join(repr(str(name)) for name in frame.columns[:12])
     wanted = " or ".join(map(repr, names))
+    problem, hint = f"has no column {wanted} (it has {there})", "Name the columns text and label"
     if found:
-        problem, hint = (
-            f"has the columns {' and '.join(map(repr, found))}",
-            f"Keep one of them, with the labels: {wanted}",
-        )
-    else:
-        problem, hint = f"has no column {wanted} (it has {there})", "Name the columns text and label"
+        problem = f"has the columns {' and '.join(map(repr, found))}"
+        hint = f"Keep one of them, with the labels: {wanted}"
     raise BertlabError(problem, path, 1 if path is not None else None, hint)
 
 # %% ../../nbs/data/05_labeled.ipynb #60c1a535
@@ -203,8 +211,8 @@ def _strings(values: pd.Series) -> pd.Series:  # of str, as Python objects
 
 def _label_strings(labels: pd.Series) -> pd.Series:  # of str
     "Labels as strings; 1.0, as pandas reads a column of integers with gaps, is 1."
-    if pd.api.types.is_float_dtype(labels) and (labels % 1 == 0).all() and labels.abs().max() < 2**53:
-        labels = labels.astype(int)
+    if all(isinstance(v, (float, np.floating)) and v % 1 == 0 and abs(v) < 2**53 for v in labels):
+        labels = labels.map(int)
     return _strings(labels).str.strip()
 
 
@@ -212,7 +220,7 @@ def _lookalikes(names: Sequence[str]) -> list[str]:
     "A note on classes whose names differ only in case, quotes, the form of a character or of a number."
     alike: dict[str, list[str]] = {}
     for name in names:
-        key = " ".join(unicodedata.normalize("NFKC", name).casefold().strip("\"'").split())
+        key = normalize(name).casefold().strip("\"'").strip()
         if _NUMBER.fullmatch(key):
             key = str(float(key))
         alike.setdefault(key, []).append(name)
@@ -221,21 +229,15 @@ def _lookalikes(names: Sequence[str]) -> list[str]:
     ]
 
 # %% ../../nbs/data/05_labeled.ipynb #a0706bf6
-def _visible(name: str) -> str:
-    "A class name as it looks: composed, without characters that are invisible, one space between words."
-    characters = unicodedata.normalize("NFC", name)
-    return " ".join("".join(c for c in characters if unicodedata.category(c) != "Cf").split())
-
-
 def _refuse_twins(labels: pd.Series, path):
     "Raise if two labels look the same and are not."
     first: dict[str, str] = {}
     for name in labels.unique():
-        first.setdefault(_visible(name), name)
-    twins = labels.map(lambda name: first[_visible(name)] != name)
+        first.setdefault(visible(name), name)
+    twins = labels.map(lambda name: first[visible(name)] != name)
     if twins.any():
         twin = labels[twins].iloc[0]
-        other = first[_visible(twin)]
+        other = first[visible(twin)]
         _refuse(labels == twin, f"the label {twin!a} looks like {other!a}, and is another one", path)
 
 # %% ../../nbs/data/05_labeled.ipynb #630be52c
@@ -267,10 +269,13 @@ def validate_labels(
 ) -> LabeledTexts:
     "Check a table of texts and labels: no text empty, no label missing or unknown, at least two classes."
     texts, labels = _column(frame, ["text"], path), _column(frame, ["label", "target"], path)
-    for column, name in ((texts, "text"), (labels, "label")):  # of a frame; a file holds strings alone
-        _refuse(column.map(lambda value: isinstance(value, _NO_TEXT)), f"the {name} is no string", path)
-    _refuse(texts.isna() | (_strings(texts).map(normalize) == ""), "the text is empty", path)
-    _refuse(labels.isna() | (_strings(labels).map(_visible) == ""), "the label is missing", path)
+    groups = _column(frame, ["group"], path) if "group" in frame else None
+    for column, name in ((texts, "text"), (labels, "label"), (groups, "group")):
+        if column is not None:  # of a frame; a file holds strings alone
+            _refuse(column.map(lambda value: isinstance(value, _NO_TEXT)), f"the {name} is no string", path)
+    normal = _strings(texts).map(normalize)  # what the model reads
+    _refuse(texts.isna() | (normal == ""), "the text is empty", path)
+    _refuse(labels.isna() | (_strings(labels).map(visible) == ""), "the label is missing", path)
     spellings = set(_strings(labels))
     texts, labels, notes = _strings(texts), _label_strings(labels), []
     if labels.nunique() < 2:
@@ -279,23 +284,20 @@ def validate_labels(
     if names is None:
         _refuse_twins(labels, path)
         names, notes = _class_names(labels, positive, path)
-    if doubled := int((labels.groupby(texts.to_numpy()).nunique() > 1).sum()):
+    if doubled := int((labels.groupby(normal.to_numpy()).nunique() > 1).sum()):
         notes.append(f"texts with more than one label: {doubled:,}")
     if len({spelling.strip() for spelling in spellings}) < len(spellings):
         notes.append("the spaces around some labels do not count")
     unknown = ~labels.isin(names)
     _refuse(unknown, f"the label {''.join(labels[unknown][:1])!r} is none of {', '.join(names)}", path)
-    if "group" in frame:
-        groups = frame["group"]
-        _refuse(groups.isna() | (groups.astype(str).str.strip() == ""), "the group is empty", path)
-        notes.append(
-            f"the column 'group' decides what stays together in splits ({groups.nunique():,} groups)"
-        )
+    if groups is not None:
+        missing, groups = groups.isna(), _strings(groups).map(visible)
+        _refuse(missing | (groups == ""), "the group is empty", path)
+        note = f"the column 'group' decides what stays together in splits ({groups.nunique():,} groups)"
+        notes.append(note)
     else:
-        groups = texts.map(near_duplicate_key)
-        groups = groups.where(
-            groups != "", texts
-        )  # texts without a letter are not near-duplicates of each other
+        groups = normal.map(near_duplicate_key)
+        groups = groups.where(groups != "", normal)  # texts without a letter are not each other's copies
     numbers = np.array(labels.map(list(names).index), dtype=np.int64)
     return LabeledTexts(texts.tolist(), numbers, pd.factorize(groups)[0], tuple(names), tuple(notes))
 
@@ -304,22 +306,26 @@ TWEET_CLASSES = ("ordinary", "disaster")  # what Kaggle's targets 0 and 1 mean
 _TARGETS = {"0": 0, "0.0": 0, "1": 1, "1.0": 1}
 
 
-def _check_ids(frame: pd.DataFrame, path: Path):
-    "Refuse a table in which a row has no id of its own."
+def _submission_ids(frame: pd.DataFrame, path: Path) -> pd.Series:
+    "The ids of tweets to be submitted, 10.0 as 10; labels, or a row without an id of its own, are refused."
+    hint = "Choose Kaggle's test.csv: a submission names its ids"
     if "id" not in frame:
-        hint = "Choose Kaggle's test.csv: a submission names its ids"
         raise BertlabError("has no column 'id'", path, 1, hint)
-    ids = frame["id"].str.strip()
+    if "target" in frame:
+        raise BertlabError("has a column 'target': these are tweets to train on", path, 1, hint)
+    ids = frame["id"].str.strip().str.replace(r"^(\d+)\.0$", r"\1", regex=True)
     _refuse(ids == "", "the id is missing", path)
     _refuse(ids.duplicated(), "the id occurred before", path)
+    return ids
 
 
 def read_tweets(
-    path: str | Path,  # train.csv, test.csv, or a folder with train.csv in it
-    need_ids: bool = False,  # as a submission does
+    path: str | Path,  # train.csv, test.csv, or the folder with both in it
+    need_ids: bool = False,  # those to be submitted: of a folder, test.csv
 ) -> pd.DataFrame:  # id, keyword, location, text, target, group; test.csv has no target
     "Kaggle's disaster tweets, cleaned; near-duplicates have the same number in `group`."
-    path = Path(path) / "train.csv" if Path(path).is_dir() else Path(path)
+    inside = "test.csv" if need_ids else "train.csv"
+    path = Path(path) / inside if Path(path).is_dir() else Path(path)
     frame = read_frame(path)
     if "text" not in frame or not {"id", "keyword", "target"} & set(frame.columns):
         missing = "text" if "text" not in frame else "keyword"
@@ -329,7 +335,7 @@ def read_tweets(
     if frame.empty:
         raise BertlabError("there is no row under the header", path, 1, "Download it again from Kaggle")
     if need_ids:
-        _check_ids(frame, path)
+        frame["id"] = _submission_ids(frame, path)
     if "target" in frame:
         wrong = ~frame["target"].str.strip().isin(_TARGETS)
         if wrong.any():
@@ -376,17 +382,38 @@ def _table_frame(
         if len(doubled := table.columns[table.columns.duplicated()]):
             raise BertlabError(f"two columns are called {doubled[0]!r}", hint="Rename or remove one of them")
         return table
-    if isinstance(table, dict) or not hasattr(table, "column_names"):
-        problem = f"a {type(table).__name__} is no table of texts and labels"
-        raise BertlabError(problem, hint="Give a path, a DataFrame, or one split of a data set")
+    if isinstance(table, dict) or not hasattr(table, "select_columns"):
+        library, kind = type(table).__module__.split(".")[0], type(table).__name__
+        kind = kind if library == "builtins" else f"{library}.{kind}"
+        problem = f"a {kind} is no table of texts and labels"
+        raise BertlabError(problem, hint="Give a path, a DataFrame of pandas, or one split of a data set")
+    table = table.with_format(None)  # else its rows may hold tensors
     there = table.column_names or list(next(iter(table), {}))
     names = [name for name in ("text", "label", "target", "group") if name in there]
-    frame = pd.DataFrame(list(table.select_columns(names)), columns=names if names else there)
-    for name in names[1:3]:
+    if "text" not in names or len(names) < 2:
+        return pd.DataFrame(columns=there)  # for the message, which names them
+    rows = list(table.select_columns(names))
+    frame = pd.DataFrame({name: pd.Series([row[name] for row in rows], dtype=object) for name in names})
+    for name in {"label", "target"} & set(names):
         classes = getattr((table.features or {}).get(name), "names", None)
         if classes:  # -1 says that there is no label
-            frame[name] = [classes[i] if i is not None and i >= 0 else None for i in table[name]]
+            frame[name] = [classes[i] if i is not None and i >= 0 else None for i in frame[name]]
     return frame
+
+# %% ../../nbs/data/05_labeled.ipynb #7e3c19f4
+def _refuse_joined_rows(frame: pd.DataFrame, path: str | Path):
+    "Raise if a cell of several lines could be several rows, between a quotation mark and the next one."
+    label = next((name for name in ("label", "target") if name in frame), None)
+    if label is None or next(read_lines(os.path.expanduser(path)))[1].startswith('"'):
+        return
+    hint = "Double the quotation marks inside a text, or put every cell into quotes, the header's too"
+    known, at, mark = set(frame[label]), frame.columns.get_loc(label), table_delimiter(path)
+    for row, *cells in frame.itertuples(name=None):
+        for i, cell in ((i, cell) for i, cell in enumerate(cells) if "\n" in cell):
+            lines = [line.split(mark) for line in cell.split("\n")]
+            lines[0], lines[-1] = [*cells[:i], *lines[0]], [*lines[-1], *cells[i + 1 :]]
+            if all(len(c) == len(cells) and c[at] in known for c in lines):
+                raise BertlabError("one row or several? Its quotes can be read both ways", path, row, hint)
 
 # %% ../../nbs/data/05_labeled.ipynb #83dd2d6c
 def read_labeled(
@@ -396,25 +423,22 @@ def read_labeled(
     "Labelled texts: built-in ones, Kaggle's disaster tweets, or a table with the columns text and label."
     if not isinstance(source, (str, Path)):
         return validate_labels(_table_frame(source), positive=positive)
-    named = str(source) in BUILT_IN_DATA and not any(
-        p.is_file() for p in (Path(source), Path(source) / "train.csv")
-    )
-    if named:
-        return replace(validate_labels(BUILT_IN_DATA[source](), positive=positive), notes=())
+    files = Path(source), Path(source) / "train.csv"
+    if str(source) in BUILT_IN_DATA and not any(map(Path.is_file, files)):
+        return replace(validate_labels(BUILT_IN_DATA[str(source)](), positive=positive), notes=())
     path = Path(os.path.expanduser(source))
     path = path / "train.csv" if path.is_dir() else path
     if not path.exists():
-        raise BertlabError(
-            "no such file", path, hint="Give a CSV with the columns text and label, or 'default'"
-        )
+        hint = "Give a CSV with the columns text and label, or 'default'"
+        raise BertlabError("no such file", path, hint=hint)
     frame = read_frame(path)
+    _refuse_joined_rows(frame, path)
     if not {"keyword", "target", "text"} <= set(frame.columns) or "label" in frame:
         return validate_labels(frame, path=path, positive=positive)
     tweets = read_tweets(path)
     labels = [TWEET_CLASSES[target] for target in tweets["target"]]
-    tweets = (
-        tweets.assign(text=tweet_inputs(tweets), label=labels).drop(columns="target").set_index(frame.index)
-    )
+    tweets = tweets.assign(text=tweet_inputs(tweets), label=labels).drop(columns="target")
+    tweets = tweets.set_index(frame.index)  # the numbers of the rows, for messages
     if positive not in (None, *TWEET_CLASSES):
         raise BertlabError(f"no tweet has the label {positive!r}", path, hint="Choose disaster or ordinary")
     names = TWEET_CLASSES[::-1] if positive == TWEET_CLASSES[0] else TWEET_CLASSES

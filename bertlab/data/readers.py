@@ -24,6 +24,7 @@ from pathlib import Path
 
 from ..core.files import BertlabError, read_json
 from bertlab.data.text import (
+    FILE_ERRORS,
     MAX_LINE,
     SkipCounts,
     check_file,
@@ -32,6 +33,7 @@ from bertlab.data.text import (
     replace_surrogates,
     split_long,
     split_sentences,
+    visible,
 )
 
 # %% ../../nbs/data/03_readers.ipynb #3d5dd465
@@ -194,8 +196,8 @@ KOREAN, ENGLISH = ("원문", "ko"), ("번역문", "en")  # what the columns of a
 
 
 def _find_columns(header: list[str], path: str | Path, row: int = 1) -> tuple[int, int]:
-    "The positions of the Korean and the English column; names are compared without the spaces around them."
-    names = [str(name).strip() for name in header]
+    "The positions of the Korean and the English column; names are compared as they look."
+    names = [visible(str(name)) for name in header]
     found = [[i for i, name in enumerate(names) if name in wanted] for wanted in (KOREAN, ENGLISH)]
     shown = ", ".join(repr(name) for name in names[:12] if name) or "an empty row"
     for wanted, columns in zip((KOREAN, ENGLISH), found):
@@ -251,11 +253,6 @@ def _workbook_errors(path: Path):
         raise BertlabError(f"is not a workbook that can be read ({reason})", path, hint=_DAMAGED) from None
 
 # %% ../../nbs/data/03_readers.ipynb #b5f9a01a
-def _column_number(letters: bytes) -> int:
-    "A is 1, Z is 26, AA is 27."
-    return sum((letter - 64) * 26**i for i, letter in enumerate(reversed(letters)))
-
-
 def _check_size(archive: zipfile.ZipFile, path: Path):
     "Refuse a workbook whose sheets would not fit into memory as rectangles."
     if sum(info.file_size for info in archive.infolist()) > MAX_UNZIPPED:
@@ -270,7 +267,8 @@ def _check_size(archive: zipfile.ZipFile, path: Path):
                     last = max(last, letters, key=lambda x: (len(x), x))
                     rows = max(rows, int(digits))
                 rest = block[-32:]
-        if _column_number(last) * rows > MAX_CELLS:
+        columns = sum((letter - 64) * 26**i for i, letter in enumerate(reversed(last)))  # Z is 26, AA 27
+        if columns * rows > MAX_CELLS:
             reach = f"column {last.decode()} and row {rows:,}"
             problem = f"a sheet reaches to {reach}, which does not fit into memory"
             hint = "Delete the stray cells far away from the text, and save it"
@@ -415,6 +413,8 @@ def read_pile(
                 for sentence in split_sentences(document[0]):
                     yield sentence, document[1]
     if not seen_subsets:
+        if fault := next((reason for reason in skipped if reason in FILE_ERRORS), None):
+            raise BertlabError(f"no document can be read: {skipped}", files[0], hint=FILE_ERRORS[fault])
         problem = f"holds no document: no line is JSON with a text under {', '.join(TEXT_KEYS)}"
         hint = "Write one JSON object per line, with the text under one of these keys"
         raise BertlabError(f"{problem}; the last begins {line[:60]!r}", files[0], hint=hint)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['REPLACEMENTS', 'URL', 'MENTION', 'LONG_LINE_CHARS', 'MAX_LINE', 'FILE_ERRORS', 'replace_surrogates', 'normalize',
-           'split_sentences', 'assign_split', 'near_duplicate_key', 'clean_tweet', 'SkipCounts', 'split_long',
-           'check_file', 'read_blocks', 'read_lines']
+           'visible', 'split_sentences', 'assign_split', 'near_duplicate_key', 'clean_tweet', 'SkipCounts',
+           'split_long', 'check_file', 'read_blocks', 'read_lines']
 
 # %% ../../nbs/data/01_text.ipynb #a23ec160
 import gzip
@@ -85,6 +85,18 @@ def normalize(
     if "ς" in text:
         text = text.replace("ς", "σ")
     return " ".join(text.split())
+
+
+_BLANK_LETTERS = dict.fromkeys(map(ord, "\u3164\uffa0\u2800"), " ")  # Hangul fillers, Braille without dots
+
+
+def visible(
+    name: str,  # of a class, a group
+) -> str:  # composed, one space between words, none at the ends
+    "A name as it looks, without the characters of which nothing is seen; names that look the same are equal."
+    characters = unicodedata.normalize("NFC", name)
+    seen = (c for c in characters if unicodedata.category(c) != "Cf" and REPLACEMENTS.get(c) != "")
+    return " ".join("".join(seen).translate(_BLANK_LETTERS).split())
 
 # %% ../../nbs/data/01_text.ipynb #ba53c9cb
 # abbreviations, those of one length together, as a lookbehind wants them
