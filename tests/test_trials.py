@@ -236,6 +236,15 @@ def test_a_verdict_depends_on_the_scatter_of_the_rows_compared():
     (undecided,) = claims.test_claim(claim, runs(0.62, 0.60, 0.02)).comparisons
     assert undecided.verdict == "undecided" and "seeds per row would decide" in undecided.reason
     assert undecided.low < 0 < undecided.high and undecided.effect == pytest.approx(2.0)
+    two = [made_up("T4.1", 0.60 + i / 100, i) for i in (0, 1)] + [
+        made_up("T4.2", 0.55 + i / 1e4, i) for i in (0, 1)
+    ]
+    (undecided,) = claims.test_claim(
+        claim, two
+    ).comparisons  # one side scatters, so it needs more than it has
+    assert undecided.reason == "about 3 seeds per row would decide"
+    (equal,) = claims.test_claim(claim, runs(0.6, 0.6, 0.0)).comparisons
+    assert equal.reason == "more than 100 seeds per row would be needed"
     noisy = [made_up("T5.1", a, i) for i, a in enumerate((0.1, 0.5, 0.9))]  # another row changes nothing
     assert claims.test_claim(claim, runs(0.62, 0.60, 0.001) + noisy).verdict == "reproduced"
 

@@ -121,8 +121,10 @@ def _standard_error(values: Sequence[Sequence[float]]) -> tuple[float, float]:  
 def _seeds_needed(effect: float, values: Sequence[Sequence[float]], most: int = 100) -> str:
     "How many seeds per row would decide, if the means and their scatter stay as they are."
     variances = [statistics.variance(v) for v in values if len(v) > 1]
+    squares = sum(v**2 for v in variances)
+    per_seed = sum(variances) ** 2 / squares if squares else math.inf  # degrees of freedom, after Welch
     for n in range(2, most):
-        if student.ppf(0.975, len(variances) * (n - 1)) * math.sqrt(sum(variances) / n) < abs(effect):
+        if student.ppf(0.975, per_seed * (n - 1)) * math.sqrt(sum(variances) / n) < abs(effect):
             return f"about {n} seeds per row would decide"
     return f"more than {most} seeds per row would be needed"
 
