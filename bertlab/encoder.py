@@ -400,7 +400,7 @@ def _load_bert(model: str | Path) -> tuple[Encoder, Tokenizer]:
     try:
         config = bert_config(found if isinstance(found, dict) else {})
         if not path.is_file() and (folder / "model.safetensors.index.json").is_file():
-            hint = "Load it with transformers, and save it as one: save_pretrained(FOLDER, max_shard_size='99GB')"
+            hint = "Save it as one, with transformers: save_pretrained(FOLDER, max_shard_size='99GB')"
             raise BertlabError("the weights are in several files", folder, hint=hint)
         weights = read_weights(path)
         tokenizer = _foreign_tokenizer(folder / "tokenizer.json", config.vocab_size)
