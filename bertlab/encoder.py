@@ -310,15 +310,18 @@ def convert_bert_weights(
 ) -> dict[str, Tensor]:  # for `Encoder.load_state_dict`
     "BERT's tensors under bertlab's names; query, key and value become one matrix."
     table = "embeddings.word_embeddings.weight"
-    prefix = next((p for p in ("", "bert.", "roberta.") if p + table in weights), None)
-    if prefix is None:
-        raise BertlabError(f"has no tensor {table}: its weights are not BERT's")
+    prefixes = [name.removesuffix(table) for name in weights if name.endswith(table)]
+    if len(prefixes) != 1:
+        raise BertlabError(f"has {len(prefixes) or 'no'} tensors {table}: its weights are not one BERT's")
+    (prefix,) = prefixes
     old_names = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
 
     def take(name: str) -> Tensor:
         old = re.sub("|".join(old_names), lambda found: old_names[found[0]], name)
         for candidate in (prefix + name, prefix + old):
             if candidate in weights:
+                if not weights[candidate].is_floating_point():
+                    raise BertlabError(f"holds {candidate} as {weights[candidate].dtype}: it is quantised")
                 return weights[candidate].float()
         raise BertlabError(f"lacks the tensor {prefix + name}")
 
@@ -396,9 +399,16 @@ def _load_bert(model: str | Path) -> tuple[Encoder, Tokenizer]:
     found, path = read_json(folder / "config.json"), folder / "model.safetensors"
     try:
         config = bert_config(found if isinstance(found, dict) else {})
+        if not path.is_file() and (folder / "model.safetensors.index.json").is_file():
+            hint = "Save it as one, with transformers: save_pretrained(FOLDER, max_shard_size='99GB')"
+            raise BertlabError("the weights are in several files", folder, hint=hint)
         weights = read_weights(path)
         tokenizer = _foreign_tokenizer(folder / "tokenizer.json", config.vocab_size)
         config = replace(config, vocab_size=tokenizer.get_vocab_size())
+        rows = {len(x) for name, x in weights.items() if name.endswith("position_embeddings.weight")}
+        if rows - {found["max_position_embeddings"]}:  # else the last ones would be taken for the first
+            problem = f"has {max(rows)} positions, its config says {found['max_position_embeddings']}"
+            raise BertlabError(problem, hint="Take all files from one model")
         return build_model(lambda: Encoder(config), convert_bert_weights(weights, config), path), tokenizer
     except BertlabError as e:
         raise BertlabError(e.problem, e.path or folder, hint=e.hint or "Choose a BERT-shaped model") from None

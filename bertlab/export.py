@@ -7,6 +7,7 @@ __all__ = ['modeling_source', 'model_card', 'export_model', 'PaddedModel', 'expo
 
 # %% ../nbs/17_export.ipynb #58ea2a00
 import ast
+import copy
 import inspect
 import shutil
 from pathlib import Path
@@ -246,14 +247,12 @@ def export_onnx(
     model: MaskedLM | Classifier,
     path: str | Path,  # the .onnx file
 ) -> Path:
-    "Write an encoder or a classifier as ONNX, for any batch size and length."
-    padded = PaddedModel(model.cpu()).eval()
-    example = (
-        torch.ones(2, 7, dtype=torch.long),
-        torch.ones(2, 7, dtype=torch.long),
-    )  # two tensors, not one twice
+    "Write an encoder or a classifier as ONNX, in float32, for any batch size and length."
+    padded = PaddedModel(copy.deepcopy(model).cpu().float()).eval()  # the caller's stays as it is
+    max_len = model.encoder.config.max_len
+    example = tuple(torch.ones(2, min(7, max_len), dtype=torch.long) for _ in range(2))  # not one twice
     output = "logits" if isinstance(model, Classifier) else "hidden_states"
-    batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=model.encoder.config.max_len)
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=max_len)
     with atomic_path(path) as tmp_path:
         torch.onnx.export(
             padded,

@@ -28,6 +28,7 @@ from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput, Seque
 from transformers.utils import can_return_tuple
 
 from .bpe import UNK_ID
+from .core.files import BertlabError
 from .encoder import Encoder, EncoderConfig, sinusoidal_positions
 from .finetuning import Classifier
 from .mlm import MaskedLM
@@ -100,7 +101,7 @@ def run_encoder(
     for layer in encoder.layers:
         states.append(unpack(x, mask))
         maps = layer.self_attn.weights(layer.norm1(x) if layer.pre else x, layout)
-        padded = x.new_zeros(len(mask), encoder.config.heads, mask.shape[1], mask.shape[1])
+        padded = maps[0].new_zeros(len(mask), encoder.config.heads, mask.shape[1], mask.shape[1])
         for i, one in enumerate(maps):
             places = mask[i].nonzero().squeeze(1)
             padded[i, :, places[:, None], places] = one
@@ -115,12 +116,16 @@ class BertlabPreTrainedModel(PreTrainedModel):
 
     config_class = BertlabConfig
     base_model_prefix = "encoder"
+    accepts_loss_kwargs = False  # the loss is a mean over the batch; `Trainer` averages those of several
 
     @torch.no_grad()
-    def _init_weights(self, module):  # weights come from the file; the fixed positions are in none
+    def _init_weights(self, module):  # what is in no file: the fixed positions, and a head that is new
         if isinstance(module, Encoder) and module.config.positions != "learned":
             fixed = sinusoidal_positions(module.config.max_len, module.config.d_model)
             module.positions.copy_(fixed if module.config.positions == "sinusoidal" else 0 * fixed)
+        head = getattr(self, "classifier", None)
+        if head is not None and module in (*head.convs, head.out):
+            module.reset_parameters()
 
     def get_input_embeddings(self):
         return self.encoder.embedding
@@ -182,7 +187,11 @@ class BertlabForMaskedLM(BertlabPreTrainedModel):
         "Logits for every place; with labels, the mean cross-entropy."
         x, _, mask, details = self.run(input_ids, attention_mask, output_attentions, output_hidden_states)
         logits = F.linear(x, self.encoder.embedding.weight)
-        loss = None if labels is None else F.cross_entropy(logits.float(), labels[mask])
+        loss = None
+        if labels is not None:
+            if not labels.shape[1]:  # no text has a token, as in `pack`
+                labels = F.pad(labels.long(), (0, 1), value=-100)
+            loss = F.cross_entropy(logits.float(), labels[mask])
         return MaskedLMOutput(loss=loss, logits=unpack(logits, mask), **details)
 
 # %% ../nbs/15_interop.ipynb #9dd8ff0a
@@ -191,6 +200,9 @@ class BertlabForSequenceClassification(BertlabPreTrainedModel):
 
     def __init__(self, config: BertlabConfig):
         super().__init__(config)
+        if config.problem_type not in (None, "single_label_classification"):
+            problem = f"problem_type is {config.problem_type!r}: this model gives a text one of its classes"
+            raise BertlabError(problem, hint="Leave problem_type out")
         self.encoder = Encoder(EncoderConfig(**config.encoder))
         self.classifier = TextCNNHead(
             self.encoder.config.d_model, config.num_labels, HeadConfig(**config.head)
@@ -212,7 +224,7 @@ class BertlabForSequenceClassification(BertlabPreTrainedModel):
         logits = self.classifier(x, layout)
         if logits.ndim == 1:
             logits = torch.stack([torch.zeros_like(logits), logits], 1)
-        loss = None if labels is None else F.cross_entropy(logits.float(), labels)
+        loss = None if labels is None else F.cross_entropy(logits.float(), labels.view(-1))
         return SequenceClassifierOutput(loss=loss, logits=logits, **details)
 
 # %% ../nbs/15_interop.ipynb #073433c8

@@ -342,6 +342,7 @@ def test_datasets_and_their_columns(as_text):
 
 def test_what_is_no_corpus():
     assert_error(lambda: open_corpus(text for text in TEXTS), "a generator, which can be read only once")
+    assert_error(lambda: open_corpus(set(TEXTS)), "is a set, whose order is another in every process")
     assert_error(lambda: open_corpus(3), "is a int, not texts")
     assert_error(lambda: list(open_corpus(["a", 5])), "row 2", "int, not text")
     assert_error(lambda: open_corpus(TEXTS, lang="ko"), "lang is an option of a parallel corpus")

@@ -507,6 +507,18 @@ def test_a_pipe_and_a_file_have_the_same_lines(home, capsys, monkeypatch, end):
     assert texts == answers(capsys, "--file", "lines.txt")[0] == ["a\x0cb c", "d\u2028e\x1cf", "g\x85"]
 
 
+def test_raw_tweets_are_said_to_be_raw(home, capsys):
+    "Seen before: a classifier of cleaned tweets read links, @names and no keyword, without a word."
+    (home / "raw.csv").write_text("id,keyword,location,text\n1,fire,,a fire http://t.co/x @me\n2,,,a  song\n")
+    assert "Kaggle" not in answers(capsys, "--file", "raw.csv")[1]  # its classes are 0 and 1
+    model, tokenizer = load_classifier(home / "clf")
+    save_classifier(Classifier(model.encoder.config, ["ordinary", "disaster"]), tokenizer, home / "tweets")
+    shutil.rmtree(home / "clf")
+    (home / "tweets").rename(home / "clf")
+    assert "1 texts hold links" in answers(capsys, "--file", "raw.csv")[1]
+    assert not answers(capsys, "a fire url user")[1]
+
+
 def test_a_text_that_is_cut_is_told(home, capsys):
     assert "of 1 texts only the first 40 tokens are read" in answers(capsys, "x " * 100, "short")[1]
 

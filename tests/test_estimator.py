@@ -3,6 +3,7 @@
 import copy
 import pickle
 import pickletools
+import re
 import warnings
 from dataclasses import replace
 
@@ -73,6 +74,44 @@ def test_the_defaults_are_those_of_finetuning(model):
     classifier = BertlabClassifier(model, random_state=0)
     config = classifier._config()
     assert replace(config, train=replace(config.train, seed=0)) == FinetuneConfig()
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"kernel_sizes": 3}, {"kernel_sizes": "34"}, {"kernel_sizes": (1.5,)}, {"lr": "x"}, {"lr": None},
+        {"n_filters": 2.5}, {"dropout": "x"}, {"batch_size": True}, {"epochs": "2"}, {"n_dropped_layers": "1"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_is_no_number_is_refused_by_its_name(setting):
+    "Seen before: a TypeError from the inside, which named no parameter."
+    (name, value), classifier = *setting.items(), small("no model is read")
+    with pytest.raises(BertlabError, match=rf"^{name} is {re.escape(repr(value))}. Give"):
+        classifier.set_params(**setting).fit(TEXTS, LABELS)
+
+
+def test_numbers_of_numpy_are_numbers(model):
+    "Seen before: a batch size from a grid of numpy was refused, and a pickle of a fitted one failed."
+    grid = {"n_filters": 4, "batch_size": 10, "n_dropped_layers": 0, "freeze": 1}
+    settings = {name: np.int64(n) for name, n in grid.items()}
+    settings |= {"kernel_sizes": np.array([1, 2]), "dropout": np.float32(0), "epochs": np.int64(1)}
+    fitted = small(model, **settings).fit(TEXTS, LABELS)
+    again = pickle.loads(pickle.dumps(fitted))
+    assert np.array_equal(again.predict_proba(TEXTS), fitted.predict_proba(TEXTS))
+
+
+def test_a_fit_that_fails_changes_nothing(model):
+    "Seen before: the old classifier answered with the new labels; and a new one claimed to be fitted."
+    once = small(model, epochs=1).fit(TEXTS, LABELS)
+    for classifier, found in ((once, list(once.predict(TEXTS))), (small(model), None)):
+        with pytest.raises(BertlabError):
+            classifier.set_params(n_dropped_layers=5).fit(TEXTS, [f"new {label}" for label in LABELS])
+        if found:
+            assert list(classifier.predict(TEXTS)) == found
+        else:
+            with pytest.raises(NotFittedError):
+                classifier.predict(TEXTS)
 
 
 def test_parameters_come_back_and_clone_forgets_the_training(fitted):

@@ -260,14 +260,18 @@ FOREIGN_SHAPE = {  # what a BERT from elsewhere becomes
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("changes", [{}, FOREIGN_SHAPE])
+@pytest.mark.parametrize("changes", [{}, FOREIGN_SHAPE | {"max_len": 5}])
 def test_onnx_of_an_encoder_at_any_batch_and_length(tokenizer, shape, changes, tmp_path):
+    "Seen before: a model in half precision, or of short sentences, was an error; and one on a GPU left it."
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     torch.manual_seed(0)
-    model = MaskedLM(replace(shape, **changes)).eval()
+    model = MaskedLM(replace(shape, **changes)).bfloat16()
     session = onnxruntime.InferenceSession(export.export_onnx(model, tmp_path / "e.onnx"))
+    assert model.training and model.encoder.embedding.weight.dtype == torch.bfloat16
+    model = model.float().eval()
     for lengths in ([1], [64], [5, 1, 9], [64, 2, 30, 7, 1]):
+        lengths = [min(n, model.config.max_len) for n in lengths]
         ids = [torch.randint(5, shape.vocab_size, (n,)) for n in lengths]
         padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
         mask = torch.arange(padded.shape[1]) < torch.tensor(lengths)[:, None]
@@ -399,3 +403,50 @@ def test_an_export_opens_in_any_version_and_for_anybody(classifier_folder):
     assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert len({path.stat().st_mode for path in classifier_folder.iterdir()}) == 1
     assert "precision, recall and F1 are those of yes." in (classifier_folder / "README.md").read_text()
+
+
+def test_a_new_head_is_drawn(mlm_folder, classifier_folder):
+    "Seen before: the weights of a head for classes of one's own were whatever lay in the memory, up to NaN."
+    auto, options = transformers.AutoModelForSequenceClassification, {"ignore_mismatched_sizes": True}
+    kept = auto.from_pretrained(classifier_folder).classifier.convs.state_dict()
+    for folder in (mlm_folder, classifier_folder):
+        head = auto.from_pretrained(folder, num_labels=3, **options).classifier
+        for weight in head.parameters():
+            assert 0 < weight.std() and weight.abs().max() < 0.6
+        assert head.out.out_features == 3
+    assert all(torch.equal(weight, kept[name]) for name, weight in head.convs.state_dict().items())
+
+
+def test_the_loss_of_several_batches_is_their_mean(classifier_folder, tmp_path):
+    "Seen before: Trainer added up the losses of the batches of one step, and so their gradients."
+    pytest.importorskip("accelerate", reason="what Trainer needs")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(classifier_folder)
+    data = [{"input_ids": [5, 6, 7], "labels": i % 2} for i in range(8)]
+    arguments = transformers.TrainingArguments(
+        str(tmp_path), max_steps=1, learning_rate=0.0, report_to=[], disable_tqdm=True, logging_steps=1,
+        per_device_train_batch_size=2, gradient_accumulation_steps=4, use_cpu=True, save_strategy="no",
+    )  # fmt: skip
+    trainer = transformers.Trainer(model, arguments, train_dataset=data)
+    trainer.train()
+    assert 0.4 < trainer.state.log_history[0]["loss"] < 1.0  # and not four times 0.69
+
+
+def test_what_a_head_cannot_learn_is_refused(mlm_folder):
+    auto, ids = transformers.AutoModelForSequenceClassification, torch.arange(5, 9)[None]
+    for problem_type in ("multi_label_classification", "regression"):  # before: another loss, unsaid
+        with pytest.raises(BertlabError, match="gives a text one of its classes"):
+            auto.from_pretrained(mlm_folder, num_labels=3, problem_type=problem_type)
+    model = auto.from_pretrained(mlm_folder, num_labels=3)
+    column, row = (
+        model.eval()(ids, labels=labels).loss for labels in (torch.tensor([[1]]), torch.tensor([1]))
+    )
+    assert torch.equal(column, row)
+
+
+def test_attentions_in_mixed_precision_and_the_loss_of_no_token(mlm_folder):
+    model = transformers.AutoModelForMaskedLM.from_pretrained(mlm_folder)
+    with torch.autocast("cpu", torch.bfloat16):
+        weights = model(torch.arange(5, 9)[None], output_attentions=True).attentions[0]
+    assert torch.allclose(weights.sum(-1).float(), torch.ones(1, 4, 4), atol=0.02)
+    nothing = torch.zeros(1, 0)  # as a tokenizer of transformers 4 gives it
+    assert model(nothing.long(), nothing, labels=nothing).loss.isnan()  # as of a batch without a label

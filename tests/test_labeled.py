@@ -18,6 +18,7 @@ from bertlab.data.labeled import (
     positive_class,
     read_frame,
     read_labeled,
+    read_texts,
     read_tweets,
     validate_labels,
 )
@@ -504,6 +505,14 @@ def test_rows_that_an_open_quote_joins_are_refused(table, content, name):
 )
 def test_texts_of_several_lines_are_texts(table, content):
     assert len(read_labeled(table(content))) == 2
+
+
+def test_a_letter_in_a_table_that_is_yet_to_be_labelled(table):
+    "Seen before: refused as two rows, since its lines end in a comma and the label is empty."
+    assert read_texts(str(table('text,label\n"Dear John,\nthank you",\nsong,\n'))) == [
+        "Dear John,\nthank you",
+        "song",
+    ]
 
 
 # ---------------------------------------------------------------- the same text in other signs

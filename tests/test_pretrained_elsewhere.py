@@ -32,6 +32,7 @@ from bertlab.finetuning import (
     save_classifier,
 )
 from bertlab.mlm import MaskedLM, load_encoder, save_model
+from bertlab.packing import Layout
 from bertlab.study import tweets as tweets_study
 from bertlab.study.sweeps import classifier_inputs
 from bertlab.text_cnn import HeadConfig
@@ -455,10 +456,38 @@ def a_tensor_less(folder):
     save_file(weights, folder / "model.safetensors")
 
 
+def change_weights(change):
+    def write(folder):
+        weights = change(load_file(folder / "model.safetensors"))
+        save_file(weights, folder / "model.safetensors")
+
+    return write
+
+
+def in_several_files(folder):
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    (folder / "model.safetensors.index.json").write_text("{}")
+
+
+@pytest.mark.parametrize("prefix", ["model.", "module.bert."])
+def test_the_names_of_the_weights_may_begin_with_anything(prefix, tmp_path):
+    "Seen before: of `bert.` and `roberta.` alone; others were refused as no BERT's."
+    model = make_folder("bert", tmp_path)
+    change_weights(lambda weights: {prefix + name: x for name, x in weights.items()})(tmp_path)
+    ids = torch.arange(5, 12)
+    with torch.no_grad():
+        found = Encoder.from_transformers(tmp_path)[0](ids, Layout.from_lengths([7]))
+        assert torch.allclose(found, model(ids[None]).last_hidden_state[0], atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "damage, says",
     [
         (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors: no such file"),
+        (in_several_files, "the weights are in several files.*max_shard_size"),
+        (change_weights(lambda w: {f"{n}.{k}": x.clone() for n in "ab" for k, x in w.items()}), "2 tensors"),
+        (change_weights(lambda w: {k: (100 * x).to(torch.int8) for k, x in w.items()}), "it is quantised"),
+        (change_config(max_position_embeddings=20), "has 42 positions, its config says 20"),
         (only_a_pickle, "only a pickle is here.*Convert it to safetensors"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "no such tokenizer.*AutoTokenizer"),
         (drop_specials, "no \\[CLS\\] and \\[SEP\\].*AutoTokenizer"),

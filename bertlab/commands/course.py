@@ -292,10 +292,16 @@ def predict_rows(
 ) -> list[dict]:  # text, label, and the probability of each class as p(class)
     "Predictions as rows of a table."
     from bertlab.core.records import default_device
+    from bertlab.data.labeled import TWEET_CLASSES
+    from bertlab.data.text import clean_tweet
     from bertlab.finetuning import load_classifier, predict
 
     classifier, tokenizer = load_classifier(model)
     names, rows = classifier.labels, []
+    raw = sum(clean_tweet(text) != " ".join(text.split()) for text in texts)
+    if raw and set(names) == set(TWEET_CLASSES):
+        told = "training on Kaggle's tweets replaced these, and put the keyword first (--tweets does, too)"
+        print(f"note: {raw:,} texts hold links, @names or HTML entities; {told}", file=sys.stderr)
     store = _store_texts(texts, tokenizer, classifier.encoder.config.max_len)
     for text, p in zip(texts, predict(classifier.to(default_device()), store)):
         chances = {f"p({name})": round(float(q), 6) for name, q in zip(names, p)}

@@ -13,7 +13,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from functools import cached_property, partial
 from hashlib import blake2b
 from itertools import chain, islice
@@ -374,6 +374,8 @@ def _texts_of(source) -> Iterable[str]:
         problem = f"is a {type(source).__name__}, not texts"
     elif isinstance(source, Iterator):
         problem = f"is a {type(source).__name__}, which can be read only once"
+    elif isinstance(source, Set):
+        problem = f"is a {type(source).__name__}, whose order is another in every process"
     if problem:
         raise BertlabError(problem, "the corpus", hint=hint)
     is_table = hasattr(source, "column_names") or hasattr(source, "columns")

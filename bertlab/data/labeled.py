@@ -407,7 +407,7 @@ def _refuse_joined_rows(frame: pd.DataFrame, path: str | Path):
     if label is None or next(read_lines(os.path.expanduser(path)))[1].startswith('"'):
         return
     hint = "Double the quotation marks inside a text, or put every cell into quotes, the header's too"
-    known, at, mark = set(frame[label]), frame.columns.get_loc(label), table_delimiter(path)
+    known, at, mark = set(frame[label]) - {""}, frame.columns.get_loc(label), table_delimiter(path)
     for row, *cells in frame.itertuples(name=None):
         for i, cell in ((i, cell) for i, cell in enumerate(cells) if "\n" in cell):
             lines = [line.split(mark) for line in cell.split("\n")]
