@@ -298,8 +298,8 @@ def predict_rows(
 
     classifier, tokenizer = load_classifier(model)
     names, rows = classifier.labels, []
-    raw = sum(clean_tweet(text) != " ".join(text.split()) for text in texts)
-    if raw and set(names) == set(TWEET_CLASSES):
+    is_of_tweets = set(names) == set(TWEET_CLASSES)
+    if raw := is_of_tweets and sum(clean_tweet(text) != " ".join(text.split()) for text in texts):
         told = "training on Kaggle's tweets replaced these, and put the keyword first (--tweets does, too)"
         print(f"note: {raw:,} texts hold links, @names or HTML entities; {told}", file=sys.stderr)
     store = _store_texts(texts, tokenizer, classifier.encoder.config.max_len)
