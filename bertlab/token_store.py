@@ -39,6 +39,7 @@ from bertlab.core.files import (
     fingerprint,
     folder_lock,
     read_json,
+    read_json_object,
     write_json,
 )
 from .core.saving import save_tokenizer, tokenizer_fingerprint
@@ -204,15 +205,15 @@ def append_sentences(
 # %% ../nbs/03_token_store.ipynb #668c7d75
 def _load_progress(folder: Path, folders: list[Path], settings: dict) -> dict:
     "How far an interrupted run with the same settings got: sentences read, and the counts of each store."
-    nothing = {"read": 0, "counts": [None] * len(folders)}
-    progress = read_json(folder / PROGRESS_FILE) if (folder / PROGRESS_FILE).is_file() else nothing
-    if not isinstance(progress, dict) or progress.get("settings") != settings:
-        return nothing
-    for part, counts in zip(folders, progress["counts"]):
-        for name, size in zip(STORE_FILES, _sizes(counts, ids_dtype(settings["vocab_size"]))):
-            if not (part / name).is_file() or (part / name).stat().st_size < size:
+    nothing, dtype = {"read": 0, "counts": [None] * len(folders)}, ids_dtype(settings["vocab_size"])
+    with contextlib.suppress(BertlabError, KeyError, TypeError, ValueError, OSError):  # of something else
+        progress = read_json(folder / PROGRESS_FILE)
+        for part, counts in zip(folders, progress["counts"], strict=True):
+            sizes = _sizes({name: counts[name] for name in COUNT_NAMES}, dtype)
+            if any((part / name).stat().st_size < size for name, size in zip(STORE_FILES, sizes)):
                 return nothing
-    return progress
+        return progress if progress["settings"] == settings and progress["read"] >= 0 else nothing
+    return nothing
 
 
 def _save_progress(folder: Path, writers: list[StoreWriter], settings: dict, read: int):
@@ -442,8 +443,8 @@ def prepare_data(
                 sum(1 for _ in corpus)
             described = corpus.describe() | {"vocabulary": tokenizer.get_vocab_size()}
             described |= {"tokenizer": tokenizer_fingerprint(tokenizer), "max_len": max_len}
-            described |= {
-                part: {name: s.manifest[name] for name in COUNT_NAMES} for part, s in stores.items()
-            }
+            described |= {part: {n: s.manifest[n] for n in COUNT_NAMES} for part, s in stores.items()}
             write_json(path, described)
-    return PretrainData(tokenizer, stores["train"], stores["valid"], read_json(path), reused)
+    keys = ("name", "fingerprint", *stores)
+    described = read_json_object(path, "the description of a corpus", keys, REBUILD_HINT)
+    return PretrainData(tokenizer, stores["train"], stores["valid"], described, reused)

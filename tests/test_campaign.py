@@ -149,3 +149,26 @@ def test_wrong_settings(text, tmp_path, capsys):
             campaign.run_campaign(config, hours, minutes)
     assert cli.main(["campaign", "--corpus", str(tmp_path / "no.tsv"), "--out", str(tmp_path / "x")]) == 2
     assert "no.tsv" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "state", ["null", "[]", "{}", '{"config": {}, "newer": 1}', '{"config": {}, "status": []}', "{"]
+)
+def test_a_state_that_is_none_is_one_line(tmp_path, state):
+    (tmp_path / "campaign.json").write_text(state)
+    with pytest.raises(BertlabError) as caught:
+        campaign.run_campaign(campaign.CampaignConfig("default", tmp_path))
+    assert "\n" not in str(caught.value) and "Delete it" in str(caught.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["campaign.json"]
+
+
+@pytest.mark.parametrize("record", ["null", "[]", "{}", '{"result": null}', '{"result": {"launches": 3}}'])
+def test_a_bench_that_is_none_is_one_line(tmp_path, record):
+    for device in ("cpu", "cuda"):
+        (tmp_path / f"bench_{device}.json").write_text(record)
+    for ask in (
+        lambda: estimate.measured_utilization(tmp_path, campaign.TWEETS_ENCODER, "cpu"),
+        lambda: estimate.measured_launch_seconds(tmp_path, "bf16", "cuda"),
+    ):
+        with pytest.raises(BertlabError, match="is not the record of such a run .* Delete it"):
+            ask()

@@ -29,7 +29,14 @@ from torch import nn
 from bertlab import cli, token_store
 from bertlab.bpe import train_tokenizer
 from bertlab.core import files
-from bertlab.core.files import BertlabError, atomic_path, read_json, write_checksums, write_json
+from bertlab.core.files import (
+    BertlabError,
+    atomic_path,
+    read_json,
+    remove_leftovers,
+    write_checksums,
+    write_json,
+)
 from bertlab.core.plotting import save_figure
 from bertlab.core.records import list_checkpoints
 from bertlab.core.reporting import read_records
@@ -890,3 +897,48 @@ def test_nothing_in_the_package_unpickles():
             assert word not in text or allowed.get(name) == word, f"{name}: {word}"
     calls = [line for text in source.values() for line in text.splitlines() if "torch.load(" in line]
     assert calls and all("weights_only=True" in line for line in calls)
+
+
+# ---------------------------------------------------------------- who else writes in a folder
+
+
+def test_what_a_killed_process_of_the_same_number_left_is_in_nobodys_way(tmp_path):
+    "In a container every bertlab is process 1, so that its number says nothing."
+    part, old = (tmp_path / f".model.{os.getpid()}.{suffix}" for suffix in ("part", "old"))
+    for folder in (part, old, tmp_path / "model"):
+        folder.mkdir()
+        (folder / "a.json").write_text("{}")
+    with atomic_path(tmp_path / "model", replaces=lambda folder: True) as tmp:
+        tmp.mkdir()
+        write_json(tmp / "a.json", [1])
+    assert read_json(tmp_path / "model" / "a.json") == [1]
+    assert read_json(part / "a.json") == {}  # perhaps somebody in another container is writing it
+
+
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    write_json(tmp_path / "model" / "a.json", [1])
+    replace = os.replace
+
+    def full(source, target):
+        if str(source).endswith(".part") and Path(source).is_dir():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(BertlabError, match="No space left"):
+        with atomic_path(tmp_path / "model", replaces=lambda folder: True) as tmp:
+            tmp.mkdir()
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    assert read_json(tmp_path / "model" / "a.json") == [1]
+
+
+def test_hidden_files_of_others_are_no_leftovers(tmp_path):
+    with pytest.raises(KeyboardInterrupt), atomic_path(tmp_path / "model") as tmp:
+        kept = tmp.with_name(tmp.name)
+        raise KeyboardInterrupt
+    kept.mkdir()  # as a kill leaves it
+    (tmp_path / ".film.part").write_text("a download of the browser's")
+    (tmp_path / ".backup.7.part").mkdir()
+    remove_leftovers(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".backup.7.part", ".film.part"]

@@ -510,3 +510,13 @@ def test_a_record_knows_its_config_as_nested_dicts(tmp_path):
     write_json(tmp_path / "record.json", record)
     assert read_json(tmp_path / "record.json")["config"]["train"]["keep_checkpoints"] == 2
     assert {"finished_at", "git_commit", "versions", "device"} <= set(record)
+
+
+@pytest.mark.parametrize("name", ["tokenizer_fingerprint.json", "diverged.json", "tensorboard"])
+def test_files_of_others_with_the_names_of_a_run_stay(tmp_path, name):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).write_text("mine")
+    with pytest.raises(BertlabError) as caught:
+        run_or_load(tmp_path / "run", CONFIG, no_work)
+    assert_one_line(caught, f"holds a model or a run already ('{name}')", "Choose a new folder")
+    assert contents(tmp_path / "run") == {name: b"mine"}

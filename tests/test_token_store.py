@@ -1,5 +1,6 @@
 "The token store: what it holds, and what must survive a kill, a full disk and damage."
 
+import json
 import os
 import signal
 import subprocess
@@ -332,3 +333,34 @@ def test_impossible_data_configs_are_refused(wrong):
     with pytest.raises(BertlabError) as caught:
         DataConfig(**wrong)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("description", ["null", "[]", "{}", '{"name": "x", "fingerprint": "y"}'])
+def test_a_description_of_prepared_data_that_is_none_is_one_line(prepared, description):
+    config, folder = prepared
+    (folder / "prepared.json").write_text(description)
+    with pytest.raises(BertlabError, match="prepared.json: is not the description of a corpus. Delete"):
+        prepare_data(config, 32)
+
+
+@pytest.mark.parametrize(
+    "progress",
+    [
+        "null",
+        "{",
+        "{}",
+        {},
+        {"counts": None},
+        {"counts": []},
+        {"counts": [{"tokens": 1}]},
+        {"counts": [None]},
+    ],
+)
+def test_progress_that_is_none_begins_anew(tokenizer, tmp_path, progress):
+    store = build_store(["a cat", "the dog"], tokenizer, tmp_path, meta={"name": "pets"})
+    kept = {name: store.manifest[name] for name in ("format", "tokenizer", "vocab_size", "max_len", "meta")}
+    text = progress if isinstance(progress, str) else json.dumps({"settings": kept, "read": 1} | progress)
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / token_store.PROGRESS_FILE).write_text(text)
+    again = build_store(["a cat", "the dog"], tokenizer, tmp_path, meta={"name": "pets"})
+    assert again.manifest == store.manifest and rows(again) == rows(store)

@@ -32,7 +32,7 @@ from bertlab.bench.estimate import (
 )
 from .implementations import matmul_rates
 from .pipeline import bench_sections
-from ..core.files import BertlabError, folder_lock, read_json, write_json
+from ..core.files import BertlabError, folder_lock, read_json, record_errors, write_json
 from ..core.processes import changed_environ, interruptible
 from ..core.records import default_device, run_record
 from ..core.reporting import format_table
@@ -239,12 +239,18 @@ class Campaign:
     status: dict[str, str] = field(default_factory=dict)  # stage -> done, stopped or failed
     spent: dict[str, float] = field(default_factory=dict)  # stage -> seconds
 
+    def __post_init__(self):
+        numbers, words = [self.seconds, *self.rates.values(), *self.spent.values()], self.status.values()
+        if not all(isinstance(n, int | float) for n in numbers) or not all(isinstance(w, str) for w in words):
+            raise TypeError("a status or a number of seconds is something else")
+
     @classmethod
     def open(cls, config: CampaignConfig) -> "Campaign":
         "The campaign of a folder, or a new one; one with other settings is refused."
         settings = {name: str(value) for name, value in asdict(config).items() if name != "out"}
         path = config.out / "campaign.json"
-        campaign = cls(**read_json(path)) if path.is_file() else cls(settings)
+        with record_errors(path):
+            campaign = cls(**read_json(path)) if path.is_file() else cls(settings)
         if campaign.config != settings:
             hint = "Choose another folder, or the corpus, tweets and scale that it began with"
             raise BertlabError("holds a campaign with other settings", config.out, hint=hint)

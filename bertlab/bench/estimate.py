@@ -19,7 +19,7 @@ from torch import nn
 
 from .implementations import batch_flops, matmul_rates, step_launches
 from .training import training_rows
-from ..core.files import BertlabError, read_json
+from ..core.files import BertlabError, read_json, record_errors
 from ..core.records import default_device, records_dir
 from ..encoder import EncoderConfig, train_flops
 from ..finetuning import FinetuneConfig
@@ -113,13 +113,14 @@ def measured_utilization(
 ) -> tuple[float, str]:  # the fraction, and where it comes from
     "Which fraction of the bare rate training reaches: as the benchmark found, or as is assumed."
     path = Path(folder) / f"bench_{device}.json"
-    result = read_json(path)["result"] if path.is_file() else {}
     found = []
-    for section in result:
-        row = training_rows(result, section).get(f"bertlab, {config.train.precision}")
-        if row:
-            distance = abs(result[section]["shape"]["d_model"] - config.encoder.d_model)
-            found.append((distance, row["hfu"], section))
+    with record_errors(path):
+        result = read_json(path)["result"] if path.is_file() else {}
+        for section in result:
+            row = training_rows(result, section).get(f"bertlab, {config.train.precision}")
+            if row:
+                distance = abs(result[section]["shape"]["d_model"] - config.encoder.d_model)
+                found.append((distance, row["hfu"], section))
     if not found:
         return ASSUMED_UTILIZATION[device], "assumed; `bertlab bench` measures it"
     best_first = -1 if device == "cuda" else 1
@@ -139,8 +140,9 @@ def measured_launch_seconds(
     if device == "cpu":
         return 0.0
     path = Path(folder) / f"bench_{device}.json"
-    section = read_json(path)["result"].get("launches", {"rows": []}) if path.is_file() else {"rows": []}
-    found = [row["seconds_per_launch"] for row in section["rows"] if row["precision"] == precision]
+    with record_errors(path):
+        section = read_json(path)["result"].get("launches", {"rows": []}) if path.is_file() else {"rows": []}
+        found = [row["seconds_per_launch"] for row in section["rows"] if row["precision"] == precision]
     return found[0] if found else ASSUMED_LAUNCH_SECONDS
 
 # %% ../../nbs/bench/04_estimate.ipynb #d57d20f7

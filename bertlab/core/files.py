@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MAX_NAME_BYTES', 'CHECKSUMS', 'BertlabError', 'first_line', 'cache_dir', 'hidden_path', 'holds_only',
-           'check_output_path', 'nearest_existing', 'check_output_folder', 'check_writable', 'atomic_path',
-           'write_json', 'read_json', 'read_json_object', 'record_errors', 'hub_errors', 'fingerprint', 'file_sha256',
-           'write_checksums', 'verify_checksums', 'folder_lock']
+           'check_output_path', 'nearest_existing', 'check_output_folder', 'check_writable', 'remove_leftovers',
+           'atomic_path', 'write_json', 'read_json', 'read_json_object', 'record_errors', 'hub_errors', 'fingerprint',
+           'file_sha256', 'write_checksums', 'verify_checksums', 'folder_lock']
 
 # %% ../../nbs/core/01_files.ipynb #361facc5
 import contextlib
@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Callable
@@ -196,14 +197,32 @@ def check_writable(
         raise BertlabError("cannot be written to (Permission denied)", folder, hint="Choose another folder")
 
 # %% ../../nbs/core/01_files.ipynb #68858268
+def _unused_path(path: Path, suffix: str) -> Path:
+    "A hidden name beside `path` that nobody else takes: in containers, every program is process 1."
+    return hidden_path(path, f"{secrets.token_hex(6)}.{suffix}")
+
+
+def remove_leftovers(
+    folder: str | Path,  # that no other process writes to
+):
+    "Remove what a killed process left half-written in a folder, and no hidden file of anybody else."
+    for path in Path(folder).glob(".*.part"):
+        if re.fullmatch(r"\..+\.[0-9a-f]{12}\.part", path.name):
+            _remove(path)
+
+
 def _put_in_place(tmp_path: Path, path: Path):
     "Give what was written its name."
     if path.is_dir() and not tmp_path.is_dir():
         raise BertlabError("is a folder, not a file", path, hint="Choose another name")
     if path.is_dir():  # a folder cannot be renamed over a full one: move the old one out of the way first
-        old = hidden_path(path, f"{os.getpid()}.old")
+        old = _unused_path(path, "old")
         _replace(path, old)
-        _replace(tmp_path, path)
+        try:
+            _replace(tmp_path, path)
+        except BaseException:
+            _replace(old, path)
+            raise
         _remove(old)
     else:
         _replace(tmp_path, path)
@@ -217,7 +236,7 @@ def atomic_path(
 ):
     "Yield a path beside `path` to write a file or a folder at; renamed to `path` when the block succeeds."
     given, path = path, Path(os.path.realpath(path))  # a link stays, what it points to is replaced
-    tmp_path = hidden_path(path, f"{os.getpid()}.part") if path.name else None
+    tmp_path = _unused_path(path, "part") if path.name else None
     try:
         _refuse_foreign(path, replaces)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,6 @@ import json
 import os
 import platform
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from bertlab.core.files import (
     folder_lock,
     nearest_existing,
     read_json_object,
+    remove_leftovers,
     write_json,
 )
 
@@ -105,6 +105,7 @@ def list_checkpoints(
 
 # %% ../../nbs/core/03_records.ipynb #3c1e9b7f
 _PARTS_OF_A_RUN = ("model", "checkpoints", "tensorboard")
+_NOTES_OF_A_RUN = ("tokenizer_fingerprint.json", "diverged.json")
 
 
 def check_outside_runs(
@@ -138,7 +139,7 @@ def check_run_folder(
         raise BertlabError("lies in the folder of a model", inside, hint=hint)
     check_outside_runs(out)
     if real.is_dir() and not (real / "config.json").is_file():
-        names = ("model.safetensors", "tokenizer.json", "record.json", "model", "checkpoints")
+        names = ("model.safetensors", "tokenizer.json", "record.json", *_PARTS_OF_A_RUN, *_NOTES_OF_A_RUN)
         if found := [name for name in names if (real / name).exists()]:
             raise BertlabError(f"holds a model or a run already ('{found[0]}')", out, hint=hint)
     if (real / "config.json").exists():
@@ -236,8 +237,7 @@ def open_run(
     "Take a folder for a run, or find the run in it."
     folder, run = Path(folder), _describe_run(config, identity)
     check_run_folder(folder)
-    for path in folder.glob(".*.part"):  # what a killed process left half-written
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+    remove_leftovers(folder)
     if (folder / "record.json").exists() or list_checkpoints(folder):
         longer = _compare_run(folder, run, _read_run(folder))
         if longer and (record := _read_record(folder)):

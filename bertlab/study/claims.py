@@ -21,7 +21,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.stats import t as student
 
-from ..core.files import read_json, read_json_object
+from ..core.files import read_json_object
 from ..core.records import records_dir
 from .scales import SCALES
 from .trials import TRIALS, Claim, Metric, TrialRun
@@ -326,7 +326,7 @@ def _times_run(row: TrialRun, scale: str, folder: Path, ran: Sequence[str]) -> i
     if row.is_runnable:
         return list(ran).count(row.id) or None
     path = folder / f"sweep_{scale}_{row.id}.json"
-    return len(read_json(path)["runs"]) if path.is_file() else None
+    return len(read_json_object(path, "the record of a sweep", ("runs",))["runs"]) if path.is_file() else None
 
 
 def trials_status(
