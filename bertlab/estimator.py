@@ -90,8 +90,8 @@ def store_texts(
     "The tokens of texts; that some are cut is warned of."
     store = in_memory_store(texts, tokenizer, max_len)
     if cut := store.manifest["truncated"]:
-        told = f"of {cut:,} texts only the first {max_len} tokens are read, or parts of endless words"
-        warnings.warn(told, stacklevel=3)
+        loss = f"of {cut:,} texts only the first {max_len} tokens are read, or parts of endless words"
+        warnings.warn(loss, stacklevel=3)
     return store
 
 # %% ../nbs/18_estimator.ipynb #b83c05e1

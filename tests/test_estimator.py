@@ -223,7 +223,7 @@ def test_what_is_no_text_or_no_label(model, fitted):
         small(model).predict(TEXTS)
 
 
-def test_a_text_that_is_cut_is_told(model, fitted):
+def test_a_text_that_is_cut_gets_a_warning(model, fitted):
     "Seen before: the ends of long texts were left out without a word, where the command line told it."
     long = ["rain " * 65, "it rains", "rain " * 64]
     with pytest.warns(UserWarning, match="of 1 texts only the first 64 tokens"):

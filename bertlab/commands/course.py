@@ -300,8 +300,9 @@ def predict_rows(
     names, rows = classifier.labels, []
     is_of_tweets = set(names) == set(TWEET_CLASSES)
     if raw := is_of_tweets and sum(clean_tweet(text) != " ".join(text.split()) for text in texts):
-        told = "training on Kaggle's tweets replaced these, and put the keyword first (--tweets does, too)"
-        print(f"note: {raw:,} texts hold links, @names or HTML entities; {told}", file=sys.stderr)
+        found = f"{raw:,} texts hold links, @names or HTML entities"
+        expected = "training on tweets replaced these, and put the keyword first (--tweets does, too)"
+        print(f"note: {found}; {expected}", file=sys.stderr)
     store = _store_texts(texts, tokenizer, classifier.encoder.config.max_len)
     for text, p in zip(texts, predict(classifier.to(default_device()), store)):
         chances = {f"p({name})": round(float(q), 6) for name, q in zip(names, p)}
